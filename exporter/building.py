@@ -1,0 +1,256 @@
+"""The steps that make graphs: load, trace, fuse, convert. Everything goes through the step cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxpress.exporter.quiet import quiet
+from onnxpress.exporter.state import Graph, ModelFacts, State, VariantState
+from onnxpress.quantize.graphs import PassReport
+from onnxpress.runtime.decoding import decode
+from onnxpress.runtime.machine import describe_machine
+from onnxpress.runtime.manifest import SessionSettings, Tensor
+from onnxpress.runtime.providers import SHORT_NAMES, unusable_because
+from onnxpress.runtime.verification import CASES_FILE, Case, load_cases, save_cases
+
+if TYPE_CHECKING:
+    from onnxpress.exporter.loading import LoadedModel
+
+TOKENIZER_FILE = "tokenizer.json"
+_TIMING_SECONDS = 4.0  # enough for a 5 % difference between forms to show
+
+
+def load(state: State) -> State:
+    """Facts about the model, its tokenizer, and what PyTorch computes for the verification inputs."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        nonlocal state
+        from onnxpress.exporter.cases import make_cases
+
+        state = _with_pytorch(state)
+        assert state.loaded is not None
+        with quiet(state.verbose):
+            state.loaded.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
+            save_cases(folder / CASES_FILE, make_cases(state.loaded))
+        return dataclasses.asdict(_facts(state.loaded, state.source.folder))
+
+    folder, data, found = state.cache.get("load", _source_key(state), make)
+    facts = decode(ModelFacts, data)
+    shutil.copyfile(folder / TOKENIZER_FILE, state.folder / TOKENIZER_FILE)
+    shutil.copyfile(folder / CASES_FILE, state.folder / CASES_FILE)
+    return dataclasses.replace(
+        state, facts=facts, cases=tuple(load_cases(folder / CASES_FILE)), cached=state.cached and found
+    )
+
+
+def trace(state: State) -> State:
+    """The model as one ONNX graph with free batch and sequence sizes."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        nonlocal state
+        state = _with_pytorch(state)
+        assert state.loaded is not None
+        with quiet(state.verbose):
+            from onnxpress.exporter import tracing
+
+            program = tracing.trace(state.loaded)
+            tracing.save(program, folder / "model.onnx")
+        return {"inputs": _tensors(program.graph.inputs), "outputs": _tensors(program.graph.outputs)}
+
+    folder, data, found = state.cache.get("trace", _source_key(state), make)
+    return dataclasses.replace(
+        state,
+        traced=folder / "model.onnx",
+        inputs=tuple(decode(Tensor, tensor) for tensor in data["inputs"]),
+        outputs=tuple(decode(Tensor, tensor) for tensor in data["outputs"]),
+        loaded=None,  # PyTorch's copy of the weights is not needed any more
+        cached=state.cached and found,
+    )
+
+
+def fuse(state: State) -> State:
+    """The form of the float32 graph that is fastest for the target on this machine."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        from onnxpress.exporter import fusion
+
+        assert state.traced is not None
+        made = []
+        with quiet(state.verbose):
+            forms = fusion.forms(state.config.target)
+            for index, form in enumerate(forms):
+                state.progress("fuse", form.name, None)
+                place = folder / str(index)
+                place.mkdir()
+                made.append((form, *fusion.write_form(form, state.traced, place)))
+            # Kernels of another target cannot be timed here; its fused form is the last one listed.
+            if state.config.target == "cpu":
+                state.progress("fuse", f"timing {len(made)} forms", None)
+                graphs = [(path, form.session) for form, path, _ in made]
+                measured = fusion.time_forms(graphs, real_cases(state), _TIMING_SECONDS)
+                times: Sequence[float | None] = measured
+                best = fusion.fastest(measured)
+            else:
+                times, best = [None] * len(made), len(made) - 1
+        candidates = [
+            {"name": form.name, "milliseconds": time, "chosen": index == best}
+            for index, ((form, _, _), time) in enumerate(zip(made, times, strict=True))
+        ]
+        form, _, report = made[best]
+        for index in range(len(made)):
+            if index != best:
+                shutil.rmtree(folder / str(index))
+        return {
+            "path": f"{best}/model.onnx",
+            "session": dataclasses.asdict(form.session),
+            "report": dataclasses.asdict(report),
+            "candidates": candidates,
+        }
+
+    key = _source_key(state) | {"target": state.config.target, "machine": describe_machine().key()}
+    folder, data, found = state.cache.get("fuse", key, make)
+    graph = Graph(
+        path=folder / data["path"],
+        session=decode(SessionSettings, data["session"]),
+        passes=(decode(PassReport, data["report"]),),
+        candidates=tuple(data["candidates"]),
+    )
+    return dataclasses.replace(state, fused=graph, cached=state.cached and found)
+
+
+def convert(state: State) -> State:
+    """One graph, or several to choose from, for every variant asked for."""
+    variants = []
+    for precision in state.config.effective_variants():
+        state.progress("convert", precision, None)
+        graphs, found = _convert_one(state, precision)
+        state = dataclasses.replace(state, cached=state.cached and found)
+        variants.append(
+            VariantState(
+                name=precision,
+                precision=precision,
+                target=state.config.target,
+                graph=graphs[0],
+                alternatives=graphs[1:],
+            )
+        )
+    if reason := unusable_because(SHORT_NAMES[state.config.target]):
+        state.progress("convert", f"a CPU variant beside them: {reason}", None)
+        variants.insert(0, _cpu_variant(state))
+    return dataclasses.replace(state, variants=tuple(variants))
+
+
+def _cpu_variant(state: State) -> VariantState:
+    """The traced graph for the CPU: what a bundle made without its target's hardware can be served with meanwhile."""
+    assert state.traced is not None
+    graph = Graph(path=state.traced, session=SessionSettings(), passes=())
+    return VariantState(name="fp32-cpu", precision="fp32", target="cpu", graph=graph)
+
+
+def _convert_one(state: State, precision: str) -> tuple[tuple[Graph, ...], bool]:
+    """Graphs of a precision, the preferred one first, and whether they were found in the cache."""
+    assert state.fused is not None
+    if precision == "fp32":
+        return (state.fused,), True
+    key = _source_key(state) | {"target": state.config.target, "machine": describe_machine().key()}
+    make = _make_fp16 if precision == "fp16" else _make_int8
+    folder, data, found = state.cache.get(precision, key, lambda folder: make(state, folder))
+    graphs = tuple(
+        Graph(
+            path=folder / entry["path"],
+            session=state.fused.session,
+            passes=(*state.fused.passes, decode(PassReport, entry["report"])),
+            candidates=tuple(data["candidates"]),
+        )
+        for entry in data["graphs"]
+    )
+    return graphs, found
+
+
+def _make_fp16(state: State, folder: Path) -> dict[str, Any]:
+    from onnxpress.quantize.fp16 import convert_fp16
+
+    assert state.fused is not None
+    with quiet(state.verbose):
+        report = convert_fp16(state.fused.path, folder / "model.onnx", [case.feeds for case in state.cases])
+    return {"graphs": [{"path": "model.onnx", "report": dataclasses.asdict(report)}], "candidates": []}
+
+
+def _make_int8(state: State, folder: Path) -> dict[str, Any]:
+    """Every way of quantizing that suits this processor, the fastest first."""
+    from onnxpress.exporter.fusion import time_forms
+    from onnxpress.quantize.int8_dynamic import candidates, quantize_int8_dynamic
+
+    assert state.fused is not None
+    made = []
+    feeds = [case.feeds for case in real_cases(state)]
+    with quiet(state.verbose):
+        for index, config in enumerate(candidates(describe_machine().has_int8_dot_product)):
+            place = folder / str(index)
+            place.mkdir()
+            made.append((config, quantize_int8_dynamic(state.fused.path, place / "model.onnx", config, feeds)))
+        state.progress("convert", f"timing {len(made)} kinds of int8", None)
+        graphs = [(folder / str(index) / "model.onnx", state.fused.session) for index in range(len(made))]
+        times = time_forms(graphs, real_cases(state), _TIMING_SECONDS / 2)
+    order = sorted(range(len(made)), key=lambda index: times[index])
+    return {
+        "graphs": [{"path": f"{index}/model.onnx", "report": dataclasses.asdict(made[index][1])} for index in order],
+        "candidates": [{"name": made[index][0].label, "milliseconds": times[index]} for index in order],
+    }
+
+
+def real_cases(state: State) -> list[Case]:
+    """The verification inputs that are real texts: what graphs are timed on."""
+    return [case for case in state.cases if case.real]
+
+
+def _with_pytorch(state: State) -> State:
+    """The state with the PyTorch model in memory."""
+    if state.loaded is not None:
+        return state
+    state.progress("load", "importing PyTorch and reading the weights", None)
+    with quiet(state.verbose):
+        from onnxpress.exporter.loading import load_model
+
+        return dataclasses.replace(state, loaded=load_model(state.source, state.task, state.config))
+
+
+def _source_key(state: State) -> dict[str, Any]:
+    return {
+        "files": state.source.files_sha256,
+        "task": state.task,
+        "allow_pickle": state.config.allow_pickle,
+        "trust_remote_code": state.config.trust_remote_code,
+    }
+
+
+def _facts(model: LoadedModel, folder: Path) -> ModelFacts:
+    return ModelFacts(
+        architecture=model.architecture,
+        parameters=model.parameters,
+        max_positions=model.max_positions,
+        vocabulary=model.vocabulary,
+        input_names=model.input_names,
+        tokenizer=model.tokenizer_settings,
+        embedding=model.embedding,
+        weights_bytes=sum(path.stat().st_size for path in folder.rglob("*.safetensors")),
+    )
+
+
+def _tensors(values: Sequence[Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": value.name,
+            "type": value.dtype.name.lower(),
+            "shape": [str(_size(dim)) for dim in value.shape],
+        }
+        for value in values
+    ]
+
+
+def _size(dim: Any) -> Any:
+    return dim if isinstance(dim, int) else dim.value

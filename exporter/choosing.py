@@ -1,0 +1,53 @@
+"""The step that chooses: the variant that is best at the objective among those that passed the gate, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from onnxpress.exporter import bundling
+from onnxpress.exporter.benchmark import BASELINE
+from onnxpress.exporter.gate import DEFAULT_MAX_DROP
+from onnxpress.exporter.state import State, VariantState
+
+_SHORTEST = 0  # latency is judged at the shortest length measured: one short request, the common case of a service
+
+
+def choose(state: State) -> State:
+    """Mark the default variant. Variants that are not verified on their target are never chosen."""
+    able = [variant for variant in state.variants if variant.status == "passed"]
+    scores = {variant.name: _score(state, variant) for variant in able}
+    best = max(able, key=lambda variant: scores[variant.name])
+    return dataclasses.replace(state, default=best.name, default_reason=_reason(state, best, able), cached=False)
+
+
+def _score(state: State, variant: VariantState) -> float:
+    """Higher is better. Without measurements the smallest file stands for the fastest, except that fp16 is not."""
+    if state.config.objective == "size":
+        return -float(bundling.variant_size_bytes(state, variant.name))
+    measured = state.measurements.get(variant.name)
+    if measured is None:
+        return {"int8": 2.0, "fp32": 1.0}.get(variant.precision, 0.0)
+    if state.config.objective == "latency":
+        return -float(measured.latency[_SHORTEST]["p50_ms"])
+    return max(float(row["texts_per_second"]) for row in measured.throughput)
+
+
+def _reason(state: State, best: VariantState, able: list[VariantState]) -> str:
+    held = "agrees with PyTorch"
+    if state.evaluation is not None:
+        allowed = DEFAULT_MAX_DROP if state.config.max_accuracy_drop is None else state.config.max_accuracy_drop
+        held = f"loses at most {allowed:g} point{'' if allowed == 1 else 's'}"
+    field = f"of the {len(able)} variants that {held.replace('loses', 'lose').replace('agrees', 'agree')}"
+    if len(able) == 1:
+        field = f"as the only variant that {held}"
+    measured = state.measurements.get(best.name)
+    if state.config.objective == "size":
+        return f"the smallest, {bundling.variant_size_bytes(state, best.name) / 1e6:.1f} MB, {field}"
+    if measured is None:
+        return f"usually the fastest (nothing was measured), {field}"
+    if state.config.objective == "latency":
+        row = measured.latency[_SHORTEST]
+        return f"the lowest latency, {row['p50_ms']:.2f} ms for {row['tokens']} tokens, {field}"
+    rate = max(row["texts_per_second"] for row in measured.throughput)
+    baseline = max(row["texts_per_second"] for row in state.measurements[BASELINE].throughput)
+    return f"the highest throughput, {rate:,.0f} texts a second ({rate / baseline:.1f}x PyTorch), {field}"

@@ -1,0 +1,109 @@
+"""What an export is asked to do: one frozen dataclass, checked when made. Its fields are the command's options."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+from onnxpress.runtime.errors import InvalidInputError
+
+Target = Literal["cpu", "cuda", "tensorrt"]
+Objective = Literal["throughput", "latency", "size"]
+Measure = Literal["quick", "full", "none"]
+PRECISIONS = ("fp32", "fp16", "int8")
+
+# Dynamic int8 needs DynamicQuantizeLinear, for which onnxruntime has a CPU kernel only.
+PRECISIONS_OF_TARGET: dict[str, tuple[str, ...]] = {
+    "cpu": ("fp32", "fp16", "int8"),
+    "cuda": ("fp32", "fp16"),
+    "tensorrt": ("fp32", "fp16"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+    """How far a variant may be from PyTorch float32. A variant beyond them is not in the bundle."""
+
+    fp32_max_abs: float = 1e-4
+    """Largest |difference|, in units of max(1, largest |output|)."""
+    fp16_cosine: float = 0.9995
+    """Lowest cosine similarity of any output vector."""
+    int8_cosine: float = 0.98
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise InvalidInputError(f"the threshold {field.name} is {value!r}; give a number from 0 to 1")
+
+    def for_precision(self, precision: str) -> tuple[Literal["max_abs", "cosine"], float]:
+        """The kind of comparison for a precision, and its bound."""
+        if precision == "fp32":
+            return "max_abs", self.fp32_max_abs
+        return "cosine", self.fp16_cosine if precision == "fp16" else self.int8_cosine
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Options of an export. Those left None are taken from the recipe, or inferred, or get the default named here."""
+
+    task: str | None = None
+    """What the model is for, such as feature-extraction; inferred from the model when None."""
+    variants: tuple[str, ...] | None = None
+    """Precisions to make; None: every one the target runs (fp32, fp16 and, on CPU, int8)."""
+    target: Target = "cpu"
+    """Where the bundle will run."""
+    evaluation: tuple[Path, ...] | None = None
+    """Files of scored examples (TSV, CSV or JSONL); all their rows together are evaluated."""
+    objective: Objective = "throughput"
+    """What the default variant is chosen by, among those that hold the accuracy."""
+    max_accuracy_drop: float | None = None
+    """Points of the evaluation's metric (0-100) a variant may lose against PyTorch; None: 1."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for sources you trust."""
+    allow_pickle: bool = False
+    """Read weights stored as Python pickles where there are no safetensors, with torch's restricted unpickler."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    force: bool = False
+    """Replace a bundle that is already at the output."""
+    measure: Measure = "quick"
+    """How long to measure latency, throughput and memory: quick, full, or none."""
+    threads: int | None = None
+    """CPU threads to measure with; None: the cores this process may use."""
+    cache: bool = True
+    """Keep and reuse traced and converted graphs in the user's cache folder."""
+    thresholds: Thresholds | None = None
+    """Verification bounds; None: those of the recipe, or the defaults."""
+
+    def __post_init__(self) -> None:
+        _one_of("target", self.target, get_args(Target))
+        _one_of("objective", self.objective, get_args(Objective))
+        _one_of("measure", self.measure, get_args(Measure))
+        for name in self.variants or ():
+            _one_of("variant", name, PRECISIONS)
+            if name not in PRECISIONS_OF_TARGET[self.target]:
+                able = ", ".join(PRECISIONS_OF_TARGET[self.target])
+                raise InvalidInputError(f"variant {name!r} does not run on target {self.target!r}; it takes: {able}")
+        if self.variants is not None and not self.variants:
+            raise InvalidInputError("variants is empty; give at least one of " + ", ".join(PRECISIONS))
+        if self.max_accuracy_drop is not None and not 0 <= self.max_accuracy_drop <= 100:
+            raise InvalidInputError(f"max_accuracy_drop is {self.max_accuracy_drop}; give points from 0 to 100")
+        if self.threads is not None and self.threads < 1:
+            raise InvalidInputError(f"threads is {self.threads}; give at least 1")
+
+    def effective_variants(self) -> tuple[str, ...]:
+        """The precisions to make, in the order fp32, fp16, int8, each once."""
+        asked = self.variants or PRECISIONS_OF_TARGET[self.target]
+        return tuple(name for name in PRECISIONS if name in asked)
+
+
+def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidInputError(f"unknown {what} {value!r}; give one of: {', '.join(allowed)}")
+
+
+ProgressHook = Callable[[str, str, float | None], None]
+"""Called as hook(step, detail, fraction): `fraction` 0 when a step starts, 1 when it ends, None while it runs."""

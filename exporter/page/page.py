@@ -1,0 +1,351 @@
+"""report.html: everything measured and decided about a model as one page that opens without a network.
+
+    render_report(json.loads(Path("report.json").read_text()))
+
+The page is one file: styles, script and charts are inside it, and its content security policy lets nothing else in. Any
+figure may be missing, any text may be hostile. It measures and decides nothing; what it shows is in the report
+(docs/bundle.md). Its charts: figures.py. Its tables: tables.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxpress.exporter.page import figures, tables
+from onnxpress.exporter.page.markup import Html, element, join
+from onnxpress.exporter.page.values import (
+    MISSING,
+    Report,
+    Series,
+    accuracy_drop,
+    all_series,
+    baseline_series,
+    default_series,
+    figure,
+    megabytes,
+    moment,
+    number,
+    part,
+    reference_tokens,
+    signed,
+    significant,
+)
+
+
+def render_report(report: Mapping[str, Any]) -> str:
+    """The whole page for a report (schema_version 1)."""
+    styles, script = _own_file("report.css"), _own_file("report.js")
+    name = part(report, "model").get("name") or "Model"
+    page = [
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", http_equiv="Content-Security-Policy", content=_policy(styles, script)),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", f"{name}: onnxpress report"),
+        element("link", rel="icon", href="data:,"),  # or a browser would ask the server for /favicon.ico
+        element("style", styles),
+    ]
+    body = [element("main", _header(report), _sections(report)), _footer(report), element("script", script)]
+    document = element("html", element("head", page), element("body", body), lang="en")
+    return f"<!DOCTYPE html>\n{document}\n"
+
+
+def _own_file(name: str) -> Html:
+    text = Path(__file__).with_name(name).read_text(encoding="utf-8")
+    assert "</" not in text, f"{name} would end its element"
+    return Html(text)
+
+
+def _policy(styles: str, script: str) -> str:
+    """Only our own style and script run, by their hashes; nothing is loaded from anywhere."""
+    style_hash, script_hash = (
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (styles, script)
+    )
+    return (
+        f"default-src 'none'; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _header(report: Report) -> Html:
+    model = part(report, "model")
+    return element(
+        "header",
+        element("p", "onnxpress report", class_="eyebrow"),
+        element("h1", element("bdi", model.get("name") or "Model")),
+        _verdict(report),
+        element("p", _facts_line(report), class_="facts"),
+        _alerts(report),
+        _key_figures(report),
+    )
+
+
+def _verdict(report: Report) -> Html:
+    default = default_series(report)
+    if default is None:
+        return element("p", "No variant was chosen as the default.", class_="verdict")
+    reason = str(part(report, "default").get("reason") or "").strip().rstrip(".")
+    name = element("strong", element("bdi", default.name))
+    return element("p", name, " is the default", f": {reason}." if reason else ".", class_="verdict")
+
+
+def _facts_line(report: Report) -> Html:
+    """The model in a few words."""
+    model = part(report, "model")
+    parameters, dimension = figure(model, "parameters"), figure(model, "embedding_dimension")
+    longest = figure(model, "max_length")
+    facts = [
+        model.get("architecture"),
+        model.get("task"),
+        None if parameters is None else f"{significant(parameters / 1e6)} M parameters",
+        None if dimension is None else f"{dimension:.0f} dimensions",
+        None if longest is None else f"up to {longest:,.0f} tokens",
+        f"target {report['target']}" if report.get("target") else None,
+        moment(report["created"]) if report.get("created") else None,
+    ]
+    return join(element("span", fact) for fact in facts if fact)
+
+
+def _alerts(report: Report) -> list[Html]:
+    """What must not be overlooked: variants that are missing from the bundle or wait for their machine."""
+    rows = [row for row in all_series(report) if not row.is_baseline]
+    alerts = []
+    for status, sentence in (
+        ("failed", "did not pass the gate and {is_are} not in the bundle"),
+        ("unverified", "{is_are} in the bundle but unverified: this machine lacks the target’s kernels"),
+    ):
+        names = [row.name for row in rows if row.status == status]
+        if names:
+            text = sentence.format(is_are="is" if len(names) == 1 else "are")
+            badge = tables.status_badge(status)
+            listed = element("strong", element("bdi", ", ".join(names)))
+            alerts.append(element("p", badge, " ", listed, f" {text} (of {len(rows)} variants).", class_="alert"))
+    return alerts
+
+
+def _key_figures(report: Report) -> Html:
+    """The default against PyTorch."""
+    default, baseline = default_series(report), baseline_series(report)
+    if default is None:
+        return join([])
+    tokens = reference_tokens(report)
+
+    def latency(row: Series) -> float | None:
+        return figure(row.latency(tokens), "p50_ms")
+
+    def memory(row: Series) -> float | None:
+        return megabytes(row.figure("peak_memory_bytes"))
+
+    def size(row: Series) -> float | None:
+        return megabytes(row.figure("size_bytes"))
+
+    def before(read: Callable[[Series], float | None]) -> float | None:
+        return None if baseline is None else read(baseline)
+
+    cards = [
+        _speed_card("Throughput", default.best_throughput(), before(Series.best_throughput), "texts/s", higher=True),
+        _speed_card(f"Latency, {tokens} tokens" if tokens else "Latency", latency(default), before(latency), "ms"),
+        _saving_card("Peak memory", memory(default), before(memory), 0),
+        _saving_card("Size on disk", size(default), before(size), 1),
+        _accuracy_card(report, default, baseline),
+    ]
+    title = element("h2", "The default against PyTorch", class_="unseen")
+    return element("section", title, element("dl", cards, class_="key"), id="key-figures")
+
+
+def _card(title: str, value: str, below: str) -> Html:
+    absent = "figure absent" if value == MISSING else "figure"
+    return element("div", element("dt", title), element("dd", value, class_=absent), element("dd", below))
+
+
+def _speed_card(title: str, after: float | None, before: float | None, unit: str, *, higher: bool = False) -> Html:
+    """How many times better: more texts a second, or fewer milliseconds."""
+    if after is None:
+        return _card(title, MISSING, "not measured")
+    if not before or not after:
+        return _card(title, f"{significant(after)} {unit}", "PyTorch was not measured")
+    factor = after / before if higher else before / after
+    word = "faster" if factor >= 1 else "slower"
+    shown = f"{number(factor if factor >= 1 else 1 / factor, 1)}× {word}"
+    return _card(title, shown, f"{significant(after)} against {significant(before)} {unit}")
+
+
+def _saving_card(title: str, after: float | None, before: float | None, decimals: int) -> Html:
+    if after is None:
+        return _card(title, MISSING, "not measured")
+    if not before:
+        return _card(title, f"{number(after, decimals)} MB", "PyTorch was not measured")
+    change = f"{signed(100 * (after / before - 1), 0)} %"
+    return _card(title, change, f"{number(after, decimals)} against {number(before, decimals)} MB")
+
+
+def _accuracy_card(report: Report, default: Series, baseline: Series | None) -> Html:
+    if not report.get("evaluation"):
+        return _card(
+            "Agreement with PyTorch", number(default.figure("agreement"), 4), "mean cosine similarity, 1 is equal"
+        )
+    drop, after = accuracy_drop(report, default), default.figure("accuracy")
+    before = baseline.figure("accuracy") if baseline else None
+    if drop is None or before is None:
+        return _card("Accuracy", number(after, 2), str(part(report, "evaluation").get("label") or ""))
+    return _card("Accuracy change", f"{signed(-drop, 2)} points", f"{number(after, 2)} against {number(before, 2)}")
+
+
+def _sections(report: Report) -> list[Html | None]:
+    return [
+        _section(
+            "Accuracy versus latency",
+            "Up and to the left is better. Point at a mark, tap it, or reach it with the tab key for its figures.",
+            [figures.accuracy_chart(report)],
+            absent="Nothing to draw: no variant has both a latency and an accuracy.",
+        ),
+        _section(
+            "Latency",
+            "Milliseconds for one text, tokenization included: the bar is the median (p50), the whisker ends at the "
+            "95th percentile. Each length has its own scale.",
+            [figures.latency_chart(report)],
+            absent="Latency was not measured.",
+        ),
+        _section(
+            "Throughput",
+            "Texts a second on texts of mixed lengths, tokenization included. All batch sizes share one scale.",
+            [figures.throughput_chart(report)],
+            absent="Throughput was not measured.",
+        ),
+        _section(
+            "Memory, size and start",
+            "Cold start is the time from starting the process to the first answer.",
+            [figures.memory_chart(report)],
+            absent="Memory, size and cold start were not measured.",
+        ),
+        *_table_sections(report),
+    ]
+
+
+def _table_sections(report: Report) -> list[Html | None]:
+    return [
+        _section("All variants", None, [tables.variants_table(report)]),
+        _section(
+            "Parity with PyTorch",
+            "Every variant computes the same inputs as PyTorch in float32 does. In each field, the largest difference "
+            "stands above the lowest cosine similarity; the one that decides is in bold. A variant that fails a case "
+            "is not in the bundle.",
+            [tables.parity_table(report), *tables.divergences(report)],
+            absent="Nothing was compared.",
+        ),
+        _section(
+            "What each pass did",
+            None,
+            [tables.passes_table(report), *tables.candidates_tables(report)],
+            absent="No pass was recorded.",
+        ),
+        _section(
+            "Kept in float32",
+            "Nodes that a variant computes in float32, because fewer bits would not do.",
+            tables.float32_lists(report),
+        ),
+        _section("Notes", None, [tables.notes_list(report)]),
+        _section("How this was measured", _method(report), [_method_facts(report), tables.steps_table(report)]),
+    ]
+
+
+def _section(title: str, lead: str | None, content: Sequence[Html | None], absent: str | None = None) -> Html | None:
+    """A section; without content, `absent` says so, or the section is left out."""
+    anchor = title.lower().replace(",", "").replace(" ", "-")
+    heading = element("h2", title, id=anchor)
+    if any(content):
+        card = element("div", content, class_="card")
+        return element("section", heading, element("p", lead, class_="lead") if lead else None, card)
+    return element("section", heading, element("p", absent, class_="absent")) if absent else None
+
+
+def _method(report: Report) -> str:
+    measurement = part(report, "measurement")
+    if not measurement:
+        return "Nothing was timed (--measure none)."
+    rounds = figure(measurement, "rounds")
+    turns = "" if rounds is None else f", in {rounds:.0f} rounds" if rounds != 1 else ", in one round"
+    return (
+        f"PyTorch and every variant ran in processes of their own, in turn{turns}, with equal threads, on the same "
+        "texts. Figures belong to this machine; ratios carry over to others better than milliseconds do."
+    )
+
+
+def _method_facts(report: Report) -> Html:
+    groups = (
+        ("Machine", _machine_facts(part(report, "machine"))),
+        ("Measurement", _measurement_facts(part(report, "measurement"), part(report, "evaluation"))),
+        ("Model", _model_facts(report)),
+        ("Versions", [(name, version) for name, version in part(report, "versions").items()]),
+    )
+    blocks = [
+        element("div", element("h3", title), tables.definitions(known))
+        for title, facts in groups
+        if (known := [(name, value) for name, value in facts if value not in (None, "", MISSING)])
+    ]
+    return element("div", blocks, class_="facts-groups")
+
+
+def _machine_facts(machine: Mapping[str, Any]) -> list[tuple[str, object]]:
+    memory = figure(machine, "memory_bytes")
+    return [
+        ("Processor", machine.get("cpu")),
+        ("Architecture", machine.get("architecture")),
+        ("Cores", machine.get("cores")),
+        ("Instruction sets", ", ".join(str(name) for name in machine.get("cpu_features") or [])),
+        ("GPU", machine.get("gpu")),
+        ("Memory", None if memory is None else f"{memory / 1e9:,.1f} GB"),
+        ("System", machine.get("system")),
+        ("Python", machine.get("python")),
+    ]
+
+
+def _measurement_facts(measured: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, object]]:
+    mean, longest = figure(measured, "tokens_mean"), figure(measured, "tokens_max")
+    lengths = None if mean is None else f"{number(mean, 1)} on average"
+    if lengths and longest is not None:
+        lengths += f", at most {longest:,.0f}"
+    samples = figure(evaluation, "samples")
+    return [
+        ("Mode", measured.get("mode")),
+        ("Rounds", measured.get("rounds")),
+        ("Threads", measured.get("threads")),
+        ("Texts", measured.get("texts")),
+        ("Tokens a text", lengths),
+        ("Provider", measured.get("provider")),
+        ("Evaluation files", ", ".join(str(name) for name in evaluation.get("files") or [])),
+        ("Metric", evaluation.get("label")),
+        ("Evaluation samples", None if samples is None else f"{samples:,.0f}"),
+        ("Evaluation hash", _hash(evaluation.get("sha256"))),
+    ]
+
+
+def _model_facts(report: Report) -> list[tuple[str, object]]:
+    model = part(report, "model")
+    allowed = figure(report, "max_accuracy_drop")
+    return [
+        ("Source", model.get("source")),
+        ("Revision", model.get("revision")),
+        ("Pooling", model.get("pooling")),
+        ("Normalized", {"True": "yes", "False": "no"}.get(str(model.get("normalized")))),
+        ("Weights hash", _hash(model.get("weights_sha256"))),
+        ("Target", report.get("target")),
+        ("Objective", report.get("objective")),
+        ("Accuracy drop allowed", None if allowed is None else f"{allowed:g} point{'s' * (allowed != 1)}"),
+    ]
+
+
+def _hash(value: object) -> Html | None:
+    return element("code", f"sha256:{value}") if value else None
+
+
+def _footer(report: Report) -> Html:
+    made = f"Made by onnxpress {report.get('onnxpress_version') or ''}".strip()
+    when = f" on {moment(report['created'])}" if report.get("created") else ""
+    return element(
+        "footer", element("p", f"{made}{when}. The same figures for programs: report.json beside this page.")
+    )

@@ -1,0 +1,361 @@
+"""The tables of the report page: variants, parity, passes, candidate forms, steps, and how everything was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from onnxpress.exporter.page.markup import Html, element, join
+from onnxpress.exporter.page.values import (
+    MISSING,
+    Report,
+    Series,
+    accuracy,
+    accuracy_decimals,
+    accuracy_drop,
+    all_series,
+    figure,
+    fixed,
+    megabytes,
+    number,
+    part,
+    reference_tokens,
+    scientific,
+    significant,
+)
+
+_STATUS_SIGNS = {"passed": "✓", "failed": "✕", "unverified": "?", "reference": "◆"}
+_MANY_NODES = 12
+
+Row = Mapping[str, Any]
+
+
+def table(
+    caption: str, head: Sequence[Html], *bodies: Sequence[Html], class_: str | None = None, titled: bool = False
+) -> Html:
+    """A table in a box of its own that scrolls where the page is narrow; the page itself never does.
+
+    Args:
+        caption: what the table is, seen only if `titled`: most stand below a heading that says the same.
+        head: its headings.
+        bodies: groups of rows.
+        class_: for report.css.
+        titled: whether the caption is seen.
+    """
+    inside = element(
+        "table",
+        element("caption", caption, class_=None if titled else "unseen"),
+        element("thead", element("tr", *head)),
+        *(element("tbody", *rows) for rows in bodies),
+        class_=class_,
+    )
+    return element("div", inside, class_="scroll", role="region", aria_label=caption, tabindex=0)
+
+
+def head(title: str, unit: str | None = None, *, numeric: bool = False) -> Html:
+    """A column's heading, its unit below it."""
+    below = element("span", unit, class_="unit") if unit else None
+    return element("th", title, below, scope="col", class_="num" if numeric else None)
+
+
+def row_head(*children: object) -> Html:
+    """A row's heading."""
+    return element("th", *children, scope="row")
+
+
+def cell(value: object) -> Html:
+    """A figure."""
+    return element("td", value, class_="num")
+
+
+def status_badge(status: str) -> Html:
+    """A status as sign, word and colour."""
+    known = status if status in _STATUS_SIGNS else "unverified"
+    sign = element("span", _STATUS_SIGNS[known], aria_hidden="true", class_="sign")
+    return element("span", sign, status, class_=f"status {known}")
+
+
+def variant_name(row: Series) -> Html:
+    """A name, marked if it is the default."""
+    mark = element("span", "default", class_="default-mark") if row.default else None
+    return join([element("bdi", row.name), " " if mark else None, mark])
+
+
+def variants_table(report: Report) -> Html:
+    """Every variant and PyTorch, with all figures; failed variants with the reason instead."""
+    columns = _variant_columns(report)
+    rows = []
+    for row in all_series(report):
+        if row.status == "failed":
+            reason = row.data.get("failure") or "no reason was recorded"
+            cells = [element("td", "Not in the bundle: ", reason, colspan=len(columns), class_="reason")]
+        else:
+            cells = [cell(shown) for shown in (read(row) for _, read in columns)]
+        names = " ".join(["default"] * row.default + ["reference"] * row.is_baseline)
+        first = [row_head(variant_name(row)), element("td", status_badge(row.status))]
+        rows.append(element("tr", *first, *cells, class_=names or None))
+    headings = [head("Variant"), head("Status"), *(heading for heading, _ in columns)]
+    return table("All variants and PyTorch", headings, rows, class_="variants")
+
+
+def _variant_columns(report: Report) -> list[tuple[Html, Callable[[Series], str]]]:
+    """Headings, and what reads the figure of a row."""
+    tokens, decimals = reference_tokens(report), accuracy_decimals(report)
+    columns: list[tuple[Html, Callable[[Series], str]]]
+    label = str(part(report, "evaluation").get("label") or "")
+    if report.get("evaluation"):
+        allowed = figure(report, "max_accuracy_drop")
+        most = "points" if allowed is None else f"points, at most {allowed:g}"
+        columns = [
+            (head("Accuracy", label, numeric=True), lambda row: fixed(accuracy(report, row), decimals)),
+            (head("Drop", most, numeric=True), lambda row: fixed(accuracy_drop(report, row), decimals)),
+        ]
+    else:
+        agreement = head("Agreement", "mean cosine", numeric=True)
+        columns = [(agreement, lambda row: fixed(accuracy(report, row), decimals))]
+    length = f"ms, {tokens} tokens" if tokens else "ms"
+    return [
+        *columns,
+        (head("Latency p50", length, numeric=True), lambda row: number(figure(row.latency(tokens), "p50_ms"), 2)),
+        (head("Throughput", "texts/s, best batch", numeric=True), lambda row: significant(row.best_throughput())),
+        (head("Peak memory", "MB", numeric=True), lambda row: number(megabytes(row.figure("peak_memory_bytes")), 0)),
+        (head("Cold start", "s", numeric=True), lambda row: number(row.figure("cold_start_seconds"), 2)),
+        (head("Size", "MB", numeric=True), lambda row: number(megabytes(row.figure("size_bytes")), 1)),
+    ]
+
+
+def parity_table(report: Report) -> Html | None:
+    """Cases down, variants across: how far each output was from PyTorch's. None if nothing was compared."""
+    compared = [row for row in all_series(report) if part(row.data, "parity")]
+    if not compared:
+        return None
+    results = [_cases(row) for row in compared]
+    keys = list(dict.fromkeys(key for cases in results for key in cases))
+    rows = [
+        element(
+            "tr",
+            row_head(key[0]),
+            *(_parity_cell(row, cases.get(key)) for row, cases in zip(compared, results, strict=True)),
+        )
+        for key in keys
+    ]
+    worst = [_figures_cell(part(row.data, "parity"), part(row.data, "parity")) for row in compared]
+    last = element("tr", row_head("Worst of all cases"), *worst, class_="total")
+    headings = [head("Case"), *(_parity_head(row) for row in compared)]
+    caption = "Parity with PyTorch: largest difference, and below it the lowest cosine similarity"
+    return table(caption, headings, rows, [last], class_="parity")
+
+
+def _cases(row: Series) -> dict[tuple[str, int], Row]:
+    """The cases of a variant under their names, numbered in case two are called the same."""
+    cases: dict[tuple[str, int], Row] = {}
+    for case in part(row.data, "parity").get("cases") or []:
+        name, count = str(case.get("name")), 0
+        while (name, count) in cases:
+            count += 1
+        cases[name, count] = case
+    return cases
+
+
+def _parity_head(row: Series) -> Html:
+    parity = part(row.data, "parity")
+    cases = parity.get("cases") or []
+    passed = sum(bool(case.get("passed")) for case in cases)
+    threshold = figure(parity, "threshold")
+    if parity.get("kind") == "max_abs":
+        bound = [f"difference ≤ {scientific(threshold).replace('.0×', '×')} ×", element("br"), "max(1, max |output|)"]
+    else:
+        bound = [f"cosine ≥ {MISSING if threshold is None else f'{threshold:g}'}"]
+    lines = [*bound, element("br"), f"{passed} of {len(cases)} passed"]
+    return element("th", variant_name(row), element("span", *lines, class_="unit"), scope="col", class_="num")
+
+
+def _parity_cell(row: Series, case: Row | None) -> Html:
+    if case is None:
+        return cell(MISSING)
+    passed = bool(case.get("passed"))
+    notes = (["failed"] if not passed else []) + ([str(case["note"])] if case.get("note") else [])
+    note = element("span", ": ".join(notes), class_="case-note") if notes else None
+    return _figures_cell(part(row.data, "parity"), case, status_sign(passed), note, failed=not passed)
+
+
+def status_sign(passed: bool) -> Html:
+    """Passed or failed as a sign, with the word for those who cannot see it."""
+    word = "passed" if passed else "failed"
+    return element("span", "✓" if passed else "✕", element("span", f" {word}", class_="unseen"), class_=f"sign {word}")
+
+
+def _figures_cell(parity: Row, figures: Row, *more: Html | None, failed: bool = False) -> Html:
+    """Difference above cosine. The one the bound is about is the one that stands out."""
+    by_difference = parity.get("kind") == "max_abs"
+    # A run without a usable output has no difference, and -1 stands in the place of its cosine.
+    difference = figure(figures, "max_abs_difference")
+    cosine = None if difference is None else figure(figures, "min_cosine")
+    sign, note = more if more else (None, None)
+    first = element("span", scientific(difference), class_="decides" if by_difference else "beside")
+    second = element("span", fixed(cosine, 6), class_="beside" if by_difference else "decides")
+    lines = [element("span", line, class_="line") for line in (first, second)]
+    return element("td", sign, *lines, note, class_="num failed" if failed else "num")
+
+
+def divergences(report: Report) -> list[Html]:
+    """For every failed variant: why, and the first tensor that is not what PyTorch computed."""
+    blocks = []
+    for row in all_series(report):
+        if row.status != "failed":
+            continue
+        found = part(part(row.data, "parity"), "first_divergence")
+        facts = [
+            (title, element("code", found[key]))
+            for title, key in (
+                ("First tensor that diverges", "tensor"),
+                ("Operator", "op_type"),
+                ("Node", "node"),
+                ("PyTorch module", "module"),
+            )
+            if found.get(key)
+        ]
+        difference = figure(found, "difference")
+        if found:
+            shown = "not a finite number" if difference is None else scientific(difference)
+            facts.append(("Difference, of the tensor’s largest magnitude", element("span", shown)))
+        title = element("h3", element("bdi", row.name))
+        reason = element("p", "Failed: ", row.data.get("failure") or "no reason was recorded")
+        blocks.append(element("div", title, reason, definitions(facts) if facts else None, class_="failure"))
+    return blocks
+
+
+def definitions(facts: Sequence[tuple[str, object]]) -> Html:
+    """Facts as a list of names and values."""
+    return element("dl", [element("div", element("dt", name), element("dd", value)) for name, value in facts])
+
+
+def passes_table(report: Report) -> Html | None:
+    """What each pass did to the graph; a pass that several variants share is listed once."""
+    rows = []
+    for entry, names in _shared(report, "passes"):
+        before, after = figure(entry, "nodes_before"), figure(entry, "nodes_after")
+        change = None if before is None or after is None else after - before
+        counted = part(entry, "counts")
+        counts = [
+            element("li", element("span", number(figure(counted, name), 0), class_="count"), " ", name)
+            for name in counted
+        ]
+        rows.append(
+            element(
+                "tr",
+                row_head(entry.get("name")),
+                element("td", element("bdi", ", ".join(names))),
+                element("td", entry.get("summary")),
+                *(cell(number(value, 0)) for value in (before, after)),
+                cell(MISSING if change is None else f"{change:+,.0f}".replace("-", "−").replace("+0", "0")),
+                element("td", element("ul", counts, class_="counts") if counts else MISSING),
+            )
+        )
+    headings = [head("Pass"), head("In variants"), head("What it did")]
+    headings += [head("Nodes", word, numeric=True) for word in ("before", "after", "change")]
+    headings.append(head("Operators", "added or fused"))
+    return table("Passes over the graph", headings, rows, class_="passes") if rows else None
+
+
+def candidates_tables(report: Report) -> list[Html]:
+    """Forms of a graph that were timed against each other, and the one that was taken."""
+    tables = []
+    for names, candidates in _candidate_sets(report):
+        times = [figure(entry, "milliseconds") for entry in candidates]
+        longest = max((time for time in times if time is not None), default=0.0)
+        rows = []
+        for entry, time in zip(candidates, times, strict=True):
+            chosen = bool(entry.get("chosen"))
+            mark = element("span", "chosen", class_="default-mark") if chosen else None
+            rows.append(
+                element(
+                    "tr",
+                    row_head(entry.get("name"), " " if mark else None, mark),
+                    element("td", _small_bar(time, longest, chosen)),
+                    cell("not timed" if time is None else number(time, 2)),
+                    class_="default" if chosen else None,
+                )
+            )
+        headings = [head("Form"), element("td"), head("Time", "ms", numeric=True)]
+        tables.append(table(f"Forms tried for {', '.join(names)}", headings, rows, class_="bars", titled=True))
+    return tables
+
+
+def steps_table(report: Report) -> Html | None:
+    """Where the time of the export went."""
+    steps = report.get("steps") or []
+    times = [figure(step, "seconds") for step in steps]
+    longest = max((time for time in times if time is not None), default=0.0)
+    rows = []
+    for step, time in zip(steps, times, strict=True):
+        cached = element("span", "from the cache", class_="unit-inline") if step.get("cached") else None
+        first = row_head(step.get("name"), " " if cached else None, cached)
+        rows.append(element("tr", first, element("td", _small_bar(time, longest, False)), cell(number(time, 2))))
+    total = number(sum(time for time in times if time is not None), 2)
+    last = element("tr", row_head("All steps"), element("td"), cell(total), class_="total")
+    headings = [head("Step"), element("td"), head("Time", "s", numeric=True)]
+    if not rows:
+        return None
+    return table("Time each step of the export took", headings, rows, [last], class_="bars", titled=True)
+
+
+def _small_bar(value: float | None, longest: float, strong: bool) -> Html | None:
+    """A bar beside a figure that is written out, so screen readers may pass over it."""
+    if value is None or longest <= 0:
+        return None
+    bar = element(
+        "rect", width=max(0.5, 100 * value / longest), height=8, class_="bar default" if strong else "bar other"
+    )
+    return element("svg", bar, viewBox="0 0 100 8", preserveAspectRatio="none", aria_hidden="true", class_="small-bar")
+
+
+def _shared(report: Report, key: str) -> list[tuple[Row, list[str]]]:
+    """Equal entries of all variants together, with the names of the variants that have them."""
+    found: list[tuple[Row, list[str]]] = []
+    for row in all_series(report):
+        for entry in row.data.get(key) or []:
+            names = next((names for known, names in found if known == entry and row.name not in names), None)
+            if names is None:
+                found.append((entry, [row.name]))
+            else:
+                names.append(row.name)
+    return found
+
+
+def _candidate_sets(report: Report) -> list[tuple[list[str], Sequence[Row]]]:
+    sets: list[tuple[list[str], Sequence[Row]]] = []
+    for row in all_series(report):
+        candidates = row.data.get("candidates") or []
+        names = next((names for names, known in sets if known == candidates), None)
+        if names is not None:
+            names.append(row.name)
+        elif candidates:
+            sets.append(([row.name], candidates))
+    return sets
+
+
+def float32_lists(report: Report) -> list[Html]:
+    """Nodes that a variant keeps in float32, folded away where they are many."""
+    blocks = []
+    for row in all_series(report):
+        nodes = row.data.get("float32_nodes") or []
+        if not nodes:
+            continue
+        listed = element("ul", [element("li", element("code", node)) for node in nodes], class_="nodes")
+        title = [element("bdi", row.name), f": {len(nodes):,} node{'s' * (len(nodes) != 1)}"]
+        if len(nodes) > _MANY_NODES:
+            blocks.append(element("details", element("summary", *title), listed))
+        else:
+            blocks.append(element("div", element("h3", *title), listed))
+    return blocks
+
+
+def notes_list(report: Report) -> Html | None:
+    """What the pipeline has to say about single variants."""
+    facts = [
+        (row.name, [element("p", note) for note in row.data.get("notes") or []])
+        for row in all_series(report)
+        if row.data.get("notes")
+    ]
+    return definitions(facts) if facts else None

@@ -1,0 +1,139 @@
+"""The export, as an ordered table of steps: load, trace, fuse, convert, verify, measure, choose, report, seal.
+
+Each step is a plain function from a state to a new state. What is expensive goes through the step cache, so an export
+with one more variant redoes only that variant; PyTorch is not even imported when nothing needs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onnxpress.exporter import benchmark, building, bundling, choosing, gate, reporting
+from onnxpress.exporter.config import ExportConfig, ProgressHook
+from onnxpress.exporter.sealing import check_output, seal, staging_folder
+from onnxpress.exporter.source import resolve_source
+from onnxpress.exporter.state import State
+from onnxpress.exporter.stepcache import open_cache
+from onnxpress.exporter.tasks import resolve_task
+from onnxpress.runtime.errors import InvalidInputError, OnnxpressError
+from onnxpress.runtime.evaluation import read_evaluation
+from onnxpress.runtime.machine import usable_cores
+from onnxpress.runtime.manifest import Manifest
+
+STEPS: tuple[tuple[str, Callable[[State], State]], ...] = (
+    ("load", building.load),
+    ("trace", building.trace),
+    ("fuse", building.fuse),
+    ("convert", building.convert),
+    ("verify", gate.verify),
+    ("measure", benchmark.measure),
+    ("choose", choosing.choose),
+    ("report", reporting.report),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportResult:
+    """What an export made."""
+
+    folder: Path
+    """The sealed bundle."""
+    manifest: Manifest
+    report: dict[str, Any]
+    """The content of report.json (docs/bundle.md)."""
+
+    def summary(self) -> dict[str, Any]:
+        """A short machine-readable account: what `onnxpress export --json` prints."""
+        return {
+            "bundle": str(self.folder),
+            "default_variant": self.manifest.default_variant,
+            "default_reason": self.manifest.default_reason,
+            "metrics": {"evaluation": self.report["evaluation"], "baseline": self.report["baseline"]},
+            "variants": [
+                {key: value for key, value in variant.items() if key not in ("passes", "candidates", "parity")}
+                for variant in self.report["variants"]
+            ],
+            "report": str(self.folder / "report.html"),
+        }
+
+
+def export(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    config: ExportConfig | None = None,
+    *,
+    progress: ProgressHook = lambda step, detail, fraction: None,
+    verbose: bool = False,
+) -> ExportResult:
+    """Press a model into a bundle.
+
+    Args:
+        model: a local folder, a recipe's name or a hub id.
+        output: the folder to create; it appears whole, when everything has passed, or not at all.
+        config: options; None for all defaults.
+        progress: called as the export goes on.
+        verbose: let the libraries underneath write to stderr.
+
+    Raises:
+        InvalidInputError: an option, the model's name, the output or an evaluation file cannot be used.
+        UnsupportedModelError: the model cannot be exported.
+        VerificationError: no variant agrees with PyTorch; nothing was written.
+    """
+    try:
+        return _export(os.fspath(model), Path(output), config or ExportConfig(), progress, verbose)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise InvalidInputError(
+            f"the export stopped: {error.strerror or error}{where}; no bundle was written"
+        ) from error
+
+
+def _export(model: str, output: Path, config: ExportConfig, progress: ProgressHook, verbose: bool) -> ExportResult:
+    check_output(output, config.force)
+    progress("load", "finding the model", 0.0)
+    source = resolve_source(model, config)
+    if source.recipe is not None:
+        config = source.recipe.apply(config)
+    task = resolve_task(config.task, source)
+    evaluation = read_evaluation(config.evaluation) if config.evaluation else None
+    with staging_folder(output, config.force) as folder, open_cache(config.cache) as cache:
+        state = State(
+            config=config,
+            source=source,
+            task=task,
+            evaluation=evaluation,
+            folder=folder,
+            cache=cache,
+            threads=config.threads or usable_cores(),
+            progress=progress,
+            verbose=verbose,
+            created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )
+        for name, step in STEPS:
+            state = _timed(name, step, state)
+        progress("seal", "moving the bundle into place", 0.0)
+        manifest = bundling.write_manifest(state, final=True)
+        seal(folder, output, config.force)
+        progress("seal", str(output), 1.0)
+    assert state.report is not None
+    return ExportResult(output, manifest, state.report)
+
+
+def _timed(name: str, step: Callable[[State], State], state: State) -> State:
+    state.progress(name, "", 0.0)
+    start = time.perf_counter()
+    try:
+        state = step(dataclasses.replace(state, cached=True))
+    except OnnxpressError:
+        state.progress(name, "failed", None)
+        raise
+    seconds = round(time.perf_counter() - start, 2)
+    record = {"name": name, "seconds": seconds, "cached": state.cached}
+    state.progress(name, "cached" if state.cached else "", 1.0)
+    return dataclasses.replace(state, timings=(*state.timings, record))

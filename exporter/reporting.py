@@ -1,0 +1,134 @@
+"""The step that reports: everything measured and decided as report.json (docs/bundle.md) and a page made from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import onnxpress
+from onnxpress.exporter import bundling
+from onnxpress.exporter.benchmark import BASELINE
+from onnxpress.exporter.gate import DEFAULT_MAX_DROP
+from onnxpress.exporter.page import render_report
+from onnxpress.exporter.state import State, VariantState
+from onnxpress.runtime.machine import describe_machine, versions
+from onnxpress.runtime.measuring import Measurement
+
+SCHEMA_VERSION = 1
+
+
+def report(state: State) -> State:
+    """Write report.json and report.html into the staging folder."""
+    document = build_report(state)
+    bundling.write_report_files(state, document, render_report(document))
+    return dataclasses.replace(state, report=document, cached=False)
+
+
+def build_report(state: State) -> dict[str, Any]:
+    """The report as JSON data; docs/bundle.md describes every key."""
+    facts, config = state.facts, state.config
+    assert facts is not None
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "onnxpress_version": onnxpress.__version__,
+        "created": state.created,
+        "model": {
+            "source": state.source.location,
+            "name": state.source.name,
+            "revision": state.source.revision,
+            "task": state.task,
+            "architecture": facts.architecture,
+            "parameters": facts.parameters,
+            "weights_sha256": state.source.files_sha256,
+            "max_length": facts.tokenizer.max_length,
+            "embedding_dimension": facts.embedding.dimension,
+            "pooling": ", ".join(facts.embedding.modules),
+            "normalized": facts.embedding.normalized,
+        },
+        "target": config.target,
+        "objective": config.objective,
+        "max_accuracy_drop": DEFAULT_MAX_DROP if config.max_accuracy_drop is None else config.max_accuracy_drop,
+        "machine": dataclasses.asdict(describe_machine()) | {"threads": state.threads},
+        "versions": versions(),
+        "evaluation": _evaluation(state),
+        "measurement": state.workload_facts,
+        "baseline": _baseline(state),
+        "variants": [_variant(state, variant) for variant in state.variants],
+        "default": {"variant": state.default, "reason": state.default_reason},
+        "steps": list(state.timings),
+    }
+
+
+def _evaluation(state: State) -> dict[str, Any] | None:
+    if state.evaluation is None:
+        return None
+    return {
+        "metric": state.evaluation.metric,
+        "label": state.evaluation.label,
+        "files": list(state.evaluation.files),
+        "sha256": state.evaluation.sha256,
+        "samples": len(state.evaluation.pairs),
+    }
+
+
+def _baseline(state: State) -> dict[str, Any] | None:
+    measured = state.measurements.get(BASELINE)
+    if measured is None and state.baseline_accuracy is None:
+        return None
+    assert state.facts is not None
+    return {
+        "name": BASELINE,
+        "accuracy": _rounded(state.baseline_accuracy),
+        **_figures(measured),
+        "size_bytes": state.facts.weights_bytes,
+    }
+
+
+def _variant(state: State, variant: VariantState) -> dict[str, Any]:
+    failed = variant.status == "failed"
+    drop = None
+    if variant.accuracy is not None and state.baseline_accuracy is not None:
+        drop = state.baseline_accuracy - variant.accuracy
+    return {
+        "name": variant.name,
+        "precision": variant.precision,
+        "target": variant.target,
+        "status": variant.status,
+        "default": variant.name == state.default,
+        "failure": variant.failure,
+        "accuracy": _rounded(variant.accuracy),
+        "accuracy_drop": _rounded(drop),
+        "agreement": variant.parity.agreement if variant.parity else None,
+        **_figures(state.measurements.get(variant.name)),
+        "size_bytes": None if failed else bundling.variant_size_bytes(state, variant.name),
+        "parity": _parity(variant),
+        "passes": [dataclasses.asdict(entry) for entry in variant.graph.passes],
+        "candidates": list(variant.graph.candidates),
+        "float32_nodes": [name for entry in variant.graph.passes for name in entry.float32_nodes],
+        "notes": list(variant.notes),
+    }
+
+
+def _parity(variant: VariantState) -> dict[str, Any] | None:
+    if variant.parity is None:
+        return None
+    document = dataclasses.asdict(variant.parity)
+    for entry in (document, *document["cases"]):
+        if entry["max_abs_difference"] == float("inf"):  # the run gave nothing that could be compared
+            entry["max_abs_difference"] = entry["min_cosine"] = None
+    return document | {"first_divergence": variant.first_divergence}
+
+
+def _figures(measured: Measurement | None) -> dict[str, Any]:
+    if measured is None:
+        return {"latency": [], "throughput": [], "peak_memory_bytes": None, "cold_start_seconds": None}
+    return {
+        "latency": measured.latency,
+        "throughput": [row | {"texts_per_second": round(row["texts_per_second"], 1)} for row in measured.throughput],
+        "peak_memory_bytes": measured.peak_memory_bytes,
+        "cold_start_seconds": round(measured.cold_start_seconds, 3),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

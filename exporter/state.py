@@ -1,0 +1,96 @@
+"""What is known at a point of the pipeline. Steps return a changed copy."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxpress.exporter.config import ExportConfig, ProgressHook
+from onnxpress.exporter.source import Source
+from onnxpress.exporter.stepcache import StepCache
+from onnxpress.quantize.graphs import PassReport
+from onnxpress.runtime.evaluation import Evaluation
+from onnxpress.runtime.manifest import EmbeddingSettings, SessionSettings, Tensor, TokenizerSettings
+from onnxpress.runtime.measuring import Measurement
+from onnxpress.runtime.verification import Case, Parity
+
+if TYPE_CHECKING:
+    from onnxpress.exporter.loading import LoadedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """What the bundle and the report say about the model; plain data, so that a later export need not load PyTorch."""
+
+    architecture: str
+    parameters: int
+    max_positions: int
+    vocabulary: int
+    input_names: tuple[str, ...]
+    tokenizer: TokenizerSettings
+    embedding: EmbeddingSettings
+    weights_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """An ONNX file in the step cache, how to open it, and how it came about."""
+
+    path: Path
+    session: SessionSettings
+    passes: tuple[PassReport, ...]
+    candidates: tuple[dict[str, Any], ...] = ()
+    """Forms that were timed against each other: name, milliseconds, chosen (see docs/bundle.md)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VariantState:
+    """One variant on its way into the bundle, or out of it."""
+
+    name: str
+    precision: str
+    target: str
+    graph: Graph
+    alternatives: tuple[Graph, ...] = ()
+    """Other graphs of the same precision, to try in this order when `graph` does not pass."""
+    status: str = "passed"
+    failure: str | None = None
+    parity: Parity | None = None
+    first_divergence: dict[str, Any] | None = None
+    accuracy: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Everything the steps read and make."""
+
+    config: ExportConfig
+    source: Source
+    task: str
+    evaluation: Evaluation | None
+    folder: Path
+    """The staging folder that becomes the bundle."""
+    cache: StepCache
+    threads: int
+    progress: ProgressHook
+    verbose: bool
+    created: str
+    cached: bool = True
+    """Whether the running step has found everything in the cache so far."""
+    timings: tuple[dict[str, Any], ...] = ()
+    facts: ModelFacts | None = None
+    loaded: LoadedModel | None = None
+    cases: tuple[Case, ...] = ()
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+    traced: Path | None = None
+    fused: Graph | None = None
+    variants: tuple[VariantState, ...] = ()
+    baseline_accuracy: float | None = None
+    measurements: dict[str, Measurement] = dataclasses.field(default_factory=dict)
+    workload_facts: dict[str, Any] | None = None
+    default: str | None = None
+    default_reason: str = ""
+    report: dict[str, Any] | None = None

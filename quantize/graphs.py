@@ -1,0 +1,73 @@
+"""What every pass needs: reading and writing ONNX files with their weights beside them, counting, and reporting."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import onnx
+from onnx.external_data_helper import load_external_data_for_model
+
+from onnxpress.runtime.errors import InvalidBundleError
+
+
+@dataclasses.dataclass(frozen=True)
+class PassReport:
+    """What a pass did to a graph."""
+
+    name: str
+    summary: str
+    nodes_before: int
+    nodes_after: int
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Operators that were added or fused, and how many."""
+    float32_nodes: tuple[str, ...] = ()
+    """Nodes an FP16 pass left in float32, and why, as text."""
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file with all of its weights in memory."""
+    model = onnx.load(str(path), load_external_data=False)
+    load_external_data_for_model(model, str(path.parent))
+    return model
+
+
+def save_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Write an ONNX file; weights of 1 KiB and more go to `<name>.data`, which onnxruntime maps into memory, and are no
+    longer in `model` afterwards."""
+    data = path.with_name(f"{path.name}.data")
+    data.unlink(missing_ok=True)  # onnx appends to an existing file
+    onnx.save(
+        model,
+        str(path),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=data.name,
+        size_threshold=1024,
+    )
+
+
+def check_structure(path: Path) -> None:
+    """Check an ONNX file by the rules of the format: types, shapes, operators and their attributes.
+
+    Raises:
+        InvalidBundleError: it breaks one.
+    """
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise InvalidBundleError(f"{path} is not a valid ONNX graph: {str(error).splitlines()[0]}") from error
+
+
+def count_ops(model: onnx.ModelProto) -> Counter[str]:
+    """How many nodes of each operator the main graph has."""
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def drop_initializer_shapes(model: onnx.ModelProto) -> None:
+    """Remove value_info entries of initializers: they repeat what the initializer says, and go stale with it."""
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    keep = [info for info in model.graph.value_info if info.name not in initializers]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(keep)

@@ -1,0 +1,82 @@
+"""Cuts a list of token sequences into batches and runs them side by side, giving results in the caller's order.
+
+Texts are sorted by length so that little is padding, and a batch holds a bounded number of tokens so that its
+activations stay in the processor's caches. Batches of about 512 tokens on one thread each beat one batch on all
+threads: no operator waits for the slowest thread (design: bench/embed.py measures it).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from onnxpress.runtime.errors import ForkError
+
+R = TypeVar("R")
+
+TOKENS_PER_BATCH = 512
+_LEAST_TOKENS = 64  # below this a batch is mostly the fixed cost of a run
+
+
+def plan_batches(lengths: Sequence[int], tokens_per_batch: int = TOKENS_PER_BATCH) -> list[list[int]]:
+    """Indices into `lengths`, grouped into batches, longest sequences first.
+
+    A batch of n sequences, the longest with m tokens, has n * m <= tokens_per_batch, or n = 1.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True)
+    batches: list[list[int]] = []
+    for index in order:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens_per_batch:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def tokens_per_batch(lengths: Sequence[int], workers: int) -> int:
+    """Tokens for each batch so that all workers end at about the same time: the number of batches is a multiple of
+    `workers`, unless the texts are so few that this would make tiny ones."""
+    total = sum(lengths)
+    rounds = -(-total // (TOKENS_PER_BATCH * workers))
+    return max(_LEAST_TOKENS, -(-total // max(1, rounds * workers)))
+
+
+class SideBySide:
+    """Worker threads shared by all callers of one model, started when first needed."""
+
+    def __init__(self, workers: int) -> None:
+        self.count = workers
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def map(self, function: Callable[[list[int]], R], batches: Sequence[list[int]]) -> list[R]:
+        """`function` of every batch, results in the order of `batches`. The first exception is raised."""
+        self.check_process()
+        if self.count == 1 or len(batches) == 1:
+            return [function(batch) for batch in batches]
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="onnxpress")
+        return list(self._pool.map(function, batches))
+
+    def check_process(self) -> None:
+        """
+        Raises:
+            ForkError: this is not the process the model was loaded in.
+        """
+        if os.getpid() != self._process:
+            raise ForkError(
+                f"this model was loaded in process {self._process} and is used in its fork {os.getpid()}, where its "
+                "threads do not exist; load it in each worker, after the fork (or start workers with 'spawn')"
+            )
+
+    def close(self) -> None:
+        """End the threads; a later `map` starts them again."""
+        with self._lock:
+            if self._pool is not None:
+                self._pool.shutdown()
+                self._pool = None

@@ -1,0 +1,42 @@
+"""The exceptions onnxpress raises on purpose. Their text is for a person: what is wrong, the value, what to do.
+
+OnnxpressError
+├── InvalidInputError        a text, an option or a data file that cannot be used   (also a ValueError)
+├── InvalidBundleError       a bundle that is broken, tampered with or too new
+├── UnsupportedModelError    a model or task that cannot be exported
+├── ProviderError            an execution provider that was asked for and cannot be had
+├── ForkError                a model used in another process than the one that loaded it (also a RuntimeError)
+└── VerificationError        no variant passed the gate
+"""
+
+
+class OnnxpressError(Exception):
+    """Base of all errors that carry a sentence for a person; the command prints it and exits with `exit_status`."""
+
+    exit_status = 2
+
+
+class InvalidInputError(OnnxpressError, ValueError):
+    """A text, an option or a data file cannot be used."""
+
+
+class InvalidBundleError(OnnxpressError):
+    """A bundle is incomplete, was changed, leaves its folder, or was written by a newer onnxpress."""
+
+
+class UnsupportedModelError(OnnxpressError):
+    """The model, its files or the task asked for cannot be exported."""
+
+
+class ProviderError(OnnxpressError):
+    """An execution provider was asked for by name and cannot be used on this machine."""
+
+
+class ForkError(OnnxpressError, RuntimeError):
+    """A loaded model was used in a forked process, where the threads of onnxruntime do not exist."""
+
+
+class VerificationError(OnnxpressError):
+    """No variant of the model agrees with PyTorch within the thresholds; nothing was written."""
+
+    exit_status = 1

@@ -1,0 +1,188 @@
+"""What this machine is: processor, features that matter for kernels, usable cores, versions. Reads files, runs nothing.
+
+Figures measured on one machine say little about another, so they are stored together with what this module returns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+
+# The instruction sets onnxruntime's matrix kernels (MLAS) choose between.
+_KERNEL_FEATURES = (
+    "avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+    "asimd", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+_VERSIONED = (
+    "onnxpress", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers", "torch", "transformers", "onnx", "onnxscript",
+    "onnx-ir", "onnxconverter-common", "optimum",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """The hardware and system that figures belong to."""
+
+    cpu: str
+    architecture: str
+    cores: int
+    """Cores this process may use: affinity and cgroup quota considered, hyper-threads counted once."""
+    cpu_features: tuple[str, ...]
+    memory_bytes: int
+    system: str
+    python: str
+    gpu: str | None
+
+    @property
+    def has_int8_dot_product(self) -> bool:
+        """Whether 8-bit products are summed in 32 bits at once (VNNI, AMX, NEON dot product). Without it, AVX2 and
+        AVX-512 sum two unsigned-by-signed products in 16 bits, which saturates."""
+        return any(
+            feature in self.cpu_features for feature in ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+        )
+
+    def key(self) -> str:
+        """Short name of everything here that changes a measurement, for cache folders."""
+        identity = (self.cpu, self.architecture, self.cores, self.cpu_features, self.gpu)
+        return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def describe_machine() -> Machine:
+    """The machine this process runs on."""
+    info = _cpu_info()
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    return Machine(
+        cpu=info.get("model name") or platform.processor() or platform.machine(),
+        architecture=platform.machine(),
+        cores=usable_cores(),
+        cpu_features=tuple(feature for feature in _KERNEL_FEATURES if feature in flags),
+        memory_bytes=_memory_bytes(),
+        system=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        gpu=_gpu_name(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages a bundle or a measurement depends on, those that are here."""
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def usable_cores() -> int:
+    """Cores this process may keep busy: the affinity mask and the cgroup's CPU quota, hyper-threads counted once.
+
+    A container limited to two CPUs on a large host gets 2, not the host's count, which would oversubscribe it.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0)
+    cores = len({_core_of(cpu) for cpu in allowed}) or 1
+    quota = _cgroup_cpu_quota()
+    return max(1, min(cores, int(quota + 0.5))) if quota else cores
+
+
+def _core_of(cpu: int) -> str:
+    """Name of the physical core a logical processor belongs to."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _cgroup_cpu_quota(root: Path = Path("/sys/fs/cgroup"), self_file: Path = Path("/proc/self/cgroup")) -> float | None:
+    """CPUs allowed by the cgroup (version 2 or 1) and everything above it, or None for no limit."""
+    try:
+        lines = self_file.read_text().splitlines()
+    except OSError:
+        return None
+    limits = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            base, read = root, _quota_v2
+        elif "cpu" in controllers.split(","):
+            base, read = root / "cpu", _quota_v1
+        else:
+            continue
+        folder = base / group.strip("/")
+        for candidate in (folder, *folder.parents):
+            if candidate != base and base not in candidate.parents:
+                break
+            limit = read(candidate)
+            if limit is not None:
+                limits.append(limit)
+    return min(limits, default=None)
+
+
+def _quota_v2(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _quota_v1(folder: Path) -> float | None:
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        period = int((folder / "cpu.cfs_period_us").read_text())
+        return None if quota <= 0 else quota / period
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _cpu_info() -> dict[str, str]:
+    """The first processor's entries in /proc/cpuinfo, empty where there is none."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _memory_bytes() -> int:
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def _gpu_name() -> str | None:
+    """The first NVIDIA GPU's model as its driver tells, without loading any library."""
+    for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in information.read_text().splitlines():
+            if line.startswith("Model:"):
+                return line.split(":", 1)[1].strip()
+    return None
+
+
+def peak_memory_bytes() -> int | None:
+    """The most physical memory this process has held so far, or None where the system does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return _peak_from_rusage()
+    # Not getrusage on Linux: its figure starts with that of the process this one was started from.
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), None)
+
+
+def _peak_from_rusage() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,179 @@
+"""The manifest of a bundle, `onnxpress.json`: plain frozen data, read strictly and written canonically.
+
+Knows nothing of files on disk: `bundle.py` checks those. docs/bundle.md describes every key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any, Literal
+
+from onnxpress.runtime.decoding import decode
+from onnxpress.runtime.errors import InvalidBundleError
+
+SCHEMA_VERSION = 1
+
+# Functions from an older document to the next version, so that older bundles stay readable: {1: upgrade_1_to_2, ...}.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRecord:
+    """One file of the bundle. `path` is relative to the bundle, with forward slashes."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the weights came from. `weights_sha256` covers every weight and configuration file read."""
+
+    name: str
+    location: str
+    revision: str | None
+    weights_sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSettings:
+    """How texts become token ids; `file` is a Hugging Face `tokenizer.json`."""
+
+    file: str
+    max_length: int
+    """Tokens per text including special tokens; longer texts are truncated."""
+    pad_id: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingSettings:
+    """What the graph's pooling head is and how its vectors are meant to be used."""
+
+    dimension: int
+    modules: tuple[str, ...]
+    normalized: bool
+    similarity: str
+    include_prompt: bool
+    """False: a prompt's tokens are attended to but left out of pooling, through the input `pooling_mask`."""
+    prompts: dict[str, str]
+    default_prompt_name: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A graph input or output; `shape` mixes axis names (`batch`, `sequence`) and sizes written as text."""
+
+    name: str
+    type: str
+    shape: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionSettings:
+    """How onnxruntime must open a variant to run the graph that was measured."""
+
+    disabled_optimizers: tuple[str, ...] = ()
+    config: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One precision of the model for one target, with what was measured where it was made."""
+
+    name: str
+    precision: str
+    target: Literal["cpu", "cuda", "tensorrt"]
+    status: Literal["passed", "unverified"]
+    model: str
+    """Path of the ONNX file."""
+    files: tuple[str, ...]
+    """Paths of every file the variant needs, the ONNX file and its external data."""
+    size_bytes: int
+    session: SessionSettings
+    parity_kind: Literal["max_abs", "cosine"]
+    """How `onnxpress verify` compares it with PyTorch, and the bound (runtime/verification.py)."""
+    parity_threshold: float
+    accuracy: float | None = None
+    agreement: float | None = None
+    """Mean cosine similarity with PyTorch float32 on the real texts of the verification inputs."""
+    latency_ms: float | None = None
+    """Median time of one short text, tokenization included."""
+    texts_per_second: float | None = None
+    """Best throughput over the batch sizes that were measured."""
+    peak_memory_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Everything the runtime needs to serve a bundle, and what a person may ask about it."""
+
+    schema_version: int
+    created: str
+    source: Source
+    task: str
+    architecture: str
+    tokenizer: TokenizerSettings
+    embedding: EmbeddingSettings | None
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    files: tuple[FileRecord, ...]
+    variants: tuple[Variant, ...]
+    default_variant: str
+    default_reason: str
+    machine: dict[str, Any]
+    """The machine the figures were measured on (see `runtime/machine.py`)."""
+    versions: dict[str, str]
+
+    def variant(self, name: str | None) -> Variant:
+        """The variant called `name`, or the default one.
+
+        Raises:
+            InvalidBundleError: there is no such variant; the text lists those there are.
+        """
+        wanted = name or self.default_variant
+        for variant in self.variants:
+            if variant.name == wanted:
+                return variant
+        there = ", ".join(variant.name for variant in self.variants)
+        raise InvalidBundleError(f"the bundle has no variant {wanted!r}; it has: {there}")
+
+
+def parse_manifest(text: str, origin: str) -> Manifest:
+    """Read a manifest, upgrading older schema versions.
+
+    Args:
+        text: the JSON document.
+        origin: what to call it in an error, mostly its path.
+
+    Raises:
+        InvalidBundleError: not JSON, a newer schema, or a key that is unknown, missing or of the wrong type.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidBundleError(f"{origin} is not valid JSON ({error}); export the bundle again") from error
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise InvalidBundleError(f"{origin} has no usable schema_version (found {version!r}); is this a bundle?")
+    if version > SCHEMA_VERSION:
+        raise InvalidBundleError(
+            f"{origin} has schema version {version}, this onnxpress reads up to {SCHEMA_VERSION}; upgrade onnxpress"
+        )
+    try:
+        while version < SCHEMA_VERSION:
+            document = UPGRADES[version](document)
+            version = document["schema_version"]
+        manifest = decode(Manifest, document)
+    # The last three come from upgrades, which trust that an older document has the form it should have.
+    except (ValueError, OverflowError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise InvalidBundleError(f"{origin} is not a valid manifest: {error}; export the bundle again") from error
+    manifest.variant(None)
+    return manifest
+
+
+def render_manifest(manifest: Manifest) -> str:
+    """The manifest as JSON text, the same for equal manifests."""
+    return json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

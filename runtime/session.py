@@ -1,0 +1,83 @@
+"""One place that makes onnxruntime sessions, so that verifying, measuring and serving run the very same thing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxpress.runtime.errors import InvalidBundleError, ProviderError
+from onnxpress.runtime.manifest import SessionSettings
+from onnxpress.runtime.providers import CPU
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_ERRORS_ONLY = 3  # onnxruntime's severity: warnings about placement and casts are not for users
+_SILENT = 4
+
+
+def import_onnxruntime() -> None:
+    """Import onnxruntime with its telemetry off, also where it was imported before onnxpress set the variable."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+
+
+def make_session(
+    model: Path | str,
+    settings: SessionSettings,
+    *,
+    threads: int,
+    providers: Sequence[str] = (CPU,),
+) -> onnxruntime.InferenceSession:
+    """Open an ONNX file.
+
+    Args:
+        model: path of the file.
+        settings: the graph options the variant was measured with.
+        threads: threads that share one operator; 1 makes no thread pool, so several runs may go side by side.
+        providers: onnxruntime's names, most wanted first.
+
+    Raises:
+        InvalidBundleError: onnxruntime cannot load the file.
+        ProviderError: the first provider did not start.
+    """
+    import_onnxruntime()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    # Texts differ in length from run to run; the memory plan onnxruntime would keep for each shape never pays.
+    options.enable_mem_pattern = False
+    for key, value in settings.config.items():
+        options.add_session_config_entry(key, value)
+    # A provider that fails to start is reported below, in a sentence, rather than by onnxruntime's own log.
+    onnxruntime.set_default_logger_severity(_SILENT)
+    try:
+        session = onnxruntime.InferenceSession(
+            str(model),
+            options,
+            providers=list(providers),
+            disabled_optimizers=list(settings.disabled_optimizers),
+            enable_fallback=0,
+        )
+    # onnxruntime's exception classes have no common base but Exception.
+    except Exception as error:
+        raise InvalidBundleError(f"onnxruntime cannot load {model}: {_first_line(error)}") from error
+    finally:
+        onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
+    if session.get_providers()[0] != providers[0]:
+        raise ProviderError(
+            f"{providers[0]} did not start, onnxruntime would have used {session.get_providers()[0]}; its libraries "
+            "(CUDA, cuDNN, TensorRT) are probably missing or of another version"
+        )
+    return session
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

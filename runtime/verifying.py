@@ -1,0 +1,82 @@
+"""The gate on the machine that will serve: no torch, because PyTorch's outputs travel in the bundle.
+
+A bundle is sealed, so the verdict goes to the user's cache, keyed by bundle, machine and onnxruntime's version;
+`onnxpress.load` looks there before it serves a variant that was not verified where it was made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from onnxpress.runtime.bundle import Bundle
+from onnxpress.runtime.machine import describe_machine, usable_cores
+from onnxpress.runtime.manifest import Variant
+from onnxpress.runtime.paths import user_cache, write_atomically
+from onnxpress.runtime.providers import choose_providers, require_target
+from onnxpress.runtime.session import make_session
+from onnxpress.runtime.verification import CASES_FILE, OUTPUT, FloatArray, IntArray, check_parity, load_cases
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the gate says of a variant on this machine."""
+
+    passed: bool
+    sentence: str
+    provider: str
+
+
+def verify_variant(
+    bundle: Bundle, variant: Variant, providers: Sequence[str] | None = None, threads: int | None = None
+) -> Verdict:
+    """Run a variant on its verification inputs and remember the verdict.
+
+    Args:
+        bundle: an opened bundle.
+        variant: one of its variants.
+        providers: execution providers, or None for the variant's target, which must then be usable here.
+        threads: CPU threads; None for the cores this process may use.
+
+    Raises:
+        ProviderError: the provider cannot be used on this machine.
+        InvalidBundleError: the variant does not load, or the bundle has no verification inputs.
+    """
+    chosen = choose_providers(providers) if providers else require_target(variant.target)
+    session = make_session(
+        bundle.model_path(variant), variant.session, threads=threads or usable_cores(), providers=chosen
+    )
+
+    def run(feeds: dict[str, IntArray]) -> FloatArray:
+        output: FloatArray = session.run([OUTPUT], feeds)[0]
+        return output
+
+    cases = load_cases(bundle.path_of(CASES_FILE))
+    parity = check_parity(run, cases, variant.parity_kind, variant.parity_threshold)
+    sentence = parity.failure() or (
+        f"passed on {chosen[0]}: largest difference {parity.max_abs_difference:.2g}, lowest cosine similarity "
+        f"{parity.min_cosine:.5f} over {len(cases)} inputs"
+    )
+    verdict = Verdict(parity.passed, sentence, chosen[0])
+    path = _verdict_path(bundle, variant)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(dataclasses.asdict(verdict)).encode())
+    return verdict
+
+
+def is_verified_here(bundle: Bundle, variant: Variant, provider: str) -> bool:
+    """Whether the gate has passed on this machine, with this onnxruntime and this provider."""
+    try:
+        verdict = json.loads(_verdict_path(bundle, variant).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(verdict.get("passed") is True and verdict.get("provider") == provider)
+
+
+def _verdict_path(bundle: Bundle, variant: Variant) -> Path:
+    import onnxruntime
+
+    machine = f"{describe_machine().key()}-ort{onnxruntime.__version__}"
+    return user_cache() / "verified" / bundle.manifest_sha256[:32] / machine / f"{variant.name}.json"

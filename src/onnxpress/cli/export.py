@@ -1,0 +1,114 @@
+"""`onnxpress export MODEL --output DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxpress.exporter import ExportConfig
+
+HELP = "Trace, optimize, verify and measure a model, and write it as a bundle."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command's arguments."""
+    parser.add_argument("model", metavar="MODEL", help="a local folder, a recipe's name or a hub id")
+    parser.add_argument("--output", "-o", metavar="DIR", required=True, help="the folder to create")
+    parser.add_argument("--task", help="what the model is for, such as feature-extraction (inferred if not given)")
+    parser.add_argument(
+        "--variants",
+        metavar="LIST",
+        help="precisions to make, such as fp32,fp16,int8 (default: all the target runs)",
+    )
+    parser.add_argument("--target", default="cpu", help="where it will run: cpu, cuda or tensorrt (default: cpu)")
+    parser.add_argument(
+        "--eval",
+        metavar="FILE",
+        action="append",
+        help="scored sentence pairs: TSV, CSV or JSONL with score, sentence1, sentence2; may be repeated",
+    )
+    parser.add_argument(
+        "--objective",
+        default="throughput",
+        help="what the default variant is chosen by: throughput, latency or size (default: throughput)",
+    )
+    parser.add_argument(
+        "--max-accuracy-drop",
+        type=float,
+        metavar="POINTS",
+        help="points of the evaluation's metric (0-100) a variant may lose against PyTorch (default: 1)",
+    )
+    parser.add_argument("--measure", default="quick", help="how long to measure: quick, full or none (default: quick)")
+    parser.add_argument("--threads", type=int, help="CPU threads to measure with (default: the cores allowed)")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument("--fp32-max-abs", type=float, metavar="X", help="bound of the FP32 gate (default: 1e-4)")
+    parser.add_argument("--fp16-cosine", type=float, metavar="X", help="bound of the FP16 gate (default: 0.9995)")
+    parser.add_argument("--int8-cosine", type=float, metavar="X", help="bound of the INT8 gate (default: 0.98)")
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that comes with the model (default: never)",
+    )
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read weights stored as pickles where there are no safetensors",
+    )
+    parser.add_argument("--force", action="store_true", help="replace a bundle that is already at the output")
+    parser.add_argument("--no-cache", action="store_true", help="neither read nor keep results of earlier exports")
+    parser.add_argument(
+        "--json", action="store_true", help="print a machine-readable summary as the last thing on stdout"
+    )
+    parser.add_argument("--quiet", "-q", action="store_true", help="show no progress and no table")
+    parser.add_argument("--verbose", "-v", action="store_true", help="show what the libraries underneath write")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export and show the result."""
+    from onnxpress.cli.display import ExportDisplay
+
+    with ExportDisplay(quiet=arguments.quiet, plain=arguments.verbose) as display:
+        from onnxpress import export
+
+        result = export(
+            arguments.model,
+            arguments.output,
+            _config(arguments),
+            progress=display.update,
+            verbose=arguments.verbose,
+        )
+    display.show_result(result.report, result.folder)
+    if arguments.json:
+        print(json.dumps(result.summary(), ensure_ascii=False), file=sys.stdout, flush=True)
+    return 0
+
+
+def _config(arguments: argparse.Namespace) -> ExportConfig:
+    from onnxpress.exporter import ExportConfig, Thresholds
+
+    bounds = {
+        name: getattr(arguments, name)
+        for name in ("fp32_max_abs", "fp16_cosine", "int8_cosine")
+        if getattr(arguments, name) is not None
+    }
+    variants = arguments.variants
+    return ExportConfig(
+        task=arguments.task,
+        variants=None if variants is None else tuple(name.strip() for name in variants.split(",") if name.strip()),
+        target=arguments.target,
+        evaluation=tuple(map(Path, arguments.eval)) if arguments.eval else None,
+        objective=arguments.objective,
+        max_accuracy_drop=arguments.max_accuracy_drop,
+        trust_remote_code=arguments.trust_remote_code,
+        allow_pickle=arguments.allow_pickle,
+        revision=arguments.revision,
+        force=arguments.force,
+        measure=arguments.measure,
+        threads=arguments.threads,
+        cache=not arguments.no_cache,
+        thresholds=Thresholds(**bounds) if bounds else None,
+    )

@@ -1,0 +1,143 @@
+"""`onnxpress run BUNDLE`: texts in, one JSON line a text out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from onnxpress.runtime.tables import TextLine
+
+HELP = "Read texts from a file or stdin and write the model's answers as JSON lines."
+
+_FORMS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+_CHUNK = 1024  # texts in memory at once; enough to sort them by length
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command's arguments."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="the bundle folder")
+    parser.add_argument("--input", "-i", metavar="FILE", help="texts to read (default: stdin)")
+    parser.add_argument("--output", "-o", metavar="FILE", help="where to write JSON lines (default: stdout)")
+    parser.add_argument(
+        "--format",
+        choices=("text", "csv", "tsv", "jsonl"),
+        help="form of the input (default: by its name, else text)",
+    )
+    parser.add_argument("--column", default="text", help="column or key that holds the text (default: text)")
+    parser.add_argument("--prompt-name", help="a prompt of the model's own to put before each text")
+    parser.add_argument("--variant", help="which variant to use (default: the bundle's)")
+    parser.add_argument("--providers", help="execution providers, such as cpu or cuda, in order of preference")
+    parser.add_argument("--threads", type=int, help="CPU threads to use (default: the cores allowed)")
+    parser.add_argument("--quiet", "-q", action="store_true", help="show no progress")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Answer every text; status 2 if any line could not be answered, or if there was none."""
+    from onnxpress.runtime.errors import InvalidInputError
+    from onnxpress.runtime.model import load
+    from onnxpress.runtime.tables import read_texts
+
+    providers = arguments.providers.split(",") if arguments.providers else None
+    model = load(arguments.bundle, arguments.variant, providers, arguments.threads)
+    suffix = "." + arguments.input.rsplit(".", 1)[-1].lower() if arguments.input else ""
+    form = arguments.format or _FORMS.get(suffix, "text")
+    answered, failed = 0, 0
+    with (
+        _input(arguments.input) as source,
+        _output(arguments.output) as sink,
+        _progress(arguments.quiet, source) as advance,
+    ):
+        lines = read_texts(source, form, arguments.column)
+        while chunk := list(islice(lines, _CHUNK)):
+            for record in _answer(model, chunk, arguments.prompt_name):
+                if "error" in record:
+                    failed += 1
+                    print(f"onnxpress: line {record['line']}: {record['error']}", file=sys.stderr)
+                sink.write(json.dumps(record, ensure_ascii=False) + "\n")
+            sink.flush()
+            answered += len(chunk)
+            advance(len(chunk))
+    if not answered:
+        raise InvalidInputError("the input has no texts; give one a line, or a file with --input")
+    return 2 if failed else 0
+
+
+def _answer(model: Any, chunk: list[TextLine], prompt_name: str | None) -> Iterator[dict[str, Any]]:
+    """One record for each line, in order: its embedding, or why there is none."""
+    from onnxpress.runtime.tokenizer import MAX_TEXT_CHARACTERS
+
+    errors = {line.number: line.error for line in chunk if line.error}
+    for line in chunk:
+        if line.text is not None and len(line.text) > MAX_TEXT_CHARACTERS:
+            errors[line.number] = f"{len(line.text):,} characters, the limit is {MAX_TEXT_CHARACTERS:,}; split the text"
+        elif line.text is not None and any("\ud800" <= character <= "\udfff" for character in line.text):
+            errors[line.number] = "a lone surrogate, so not valid Unicode"
+    good = [line for line in chunk if line.number not in errors]
+    vectors = iter(model.embed([line.text for line in good], prompt_name=prompt_name))
+    for line in chunk:
+        if line.number in errors:
+            yield {"line": line.number, "error": errors[line.number]}
+        else:
+            # Seven digits say all there is in a float32 of magnitude around 1.
+            yield {
+                "line": line.number,
+                "embedding": [float(f"{value:.7g}") for value in next(vectors).tolist()],
+            }
+
+
+@contextlib.contextmanager
+def _input(path: str | None) -> Iterator[BinaryIO]:
+    from onnxpress.runtime.errors import InvalidInputError
+
+    if path is None:
+        yield sys.stdin.buffer
+        return
+    try:
+        file = Path(path).open("rb")  # noqa: SIM115 - closed below; opening alone is guarded
+    except OSError as error:
+        raise InvalidInputError(f"the input {path} cannot be read: {error.strerror}") from error
+    with file:
+        yield file
+
+
+@contextlib.contextmanager
+def _output(path: str | None) -> Iterator[IO[str]]:
+    from onnxpress.runtime.errors import InvalidInputError
+
+    if path is None:
+        yield sys.stdout
+        return
+    try:
+        with Path(path).open("w", encoding="utf-8") as file:
+            yield file
+    except OSError as error:
+        raise InvalidInputError(f"the output {path} cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool, source: BinaryIO) -> Iterator[Callable[[int], None]]:
+    """A bar when stderr is a terminal: how far the input file is read, or how many texts when its end is not known."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    size = os.fstat(source.fileno()).st_size if source.seekable() else None
+    columns = (BarColumn(), TextColumn("{task.fields[texts]:,} texts"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=size, texts=0)
+
+        def advance(count: int) -> None:
+            texts = progress.tasks[0].fields["texts"] + count
+            progress.update(task, completed=source.tell() if size is not None else texts, texts=texts)
+
+        yield advance
