@@ -139,12 +139,12 @@ Cells = tuple[Any, Any, Any]
 
 
 def _delimited_rows(path: Path, text: str) -> Iterator[tuple[int, Cells]]:
-    delimiter = "," if path.suffix == ".csv" else "\t"
-    # Tab-separated public data uses quotation marks as plain characters.
-    tabbed = delimiter == "\t"
-    quoting = csv.QUOTE_NONE if tabbed else csv.QUOTE_MINIMAL
     # Not splitlines(), which also ends a row at the line separators of Unicode that sentences contain.
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quoting)
+    lines = io.StringIO(text)
+    if path.suffix == ".csv":
+        reader = csv.reader(lines)
+    else:  # tab-separated public data uses quotation marks as plain characters
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     order: Sequence[int] | None = None
     try:
         for row in reader:
