@@ -1,8 +1,9 @@
 """Half precision: weights and activations in float16, graph inputs and outputs unchanged.
 
 The conversion is onnxconverter-common's; this module is the only one that uses it, and it repairs what version 1.16
-breaks: it needs the type of every value to wrap the nodes that stay in float32, and it leaves `Cast` targets as they
-were, so that converted and unconverted values meet in one node and the model does not load.
+breaks: it needs the type of every value to wrap the nodes that stay in float32, it leaves `Cast` targets as they were,
+and it gives a weight one type for all its readers, so that converted and unconverted values meet in one node and the
+model does not load.
 """
 
 from __future__ import annotations
@@ -55,18 +56,20 @@ def convert_fp16(source: Path, target: Path, feeds: Sequence[Feeds], config: Fp1
         config: what stays in float32.
     """
     model = load_graph(source)
+    _name_nodes(model)
     before = count_ops(model)
     overflowing = find_overflows(model, feeds, HALF_MAX / config.headroom)
     indexing = find_index_arithmetic(model)
-    casts = {node.output[0] for node in model.graph.node if node.op_type == "Cast"}
-    converted = _convert(model, [*overflowing, *indexing], config)
+    kept = {*overflowing, *indexing}
+    casts = {node.name for node in model.graph.node if node.op_type == "Cast"} - kept
+    converted = _convert(model, kept, config)
     _repair_casts(converted, casts)
     del converted.graph.value_info[:]  # the converter leaves stale types there, and onnxruntime trusts them
     save_graph(converted, target)
     after = count_ops(converted)
     return PassReport(
         name="convert to fp16",
-        summary=f"{len({*overflowing, *indexing})} nodes and all {_in_words(before, config.keep_ops)} kept in float32",
+        summary=f"{len(kept)} nodes and all {_in_words(before, config.keep_ops)} kept in float32",
         nodes_before=sum(before.values()),
         nodes_after=sum(after.values()),
         counts={"Cast": after["Cast"] - before["Cast"]},
@@ -150,7 +153,18 @@ def _inferred_values(model: onnx.ModelProto) -> Sequence[onnx.ValueInfoProto]:
     return list(onnx.shape_inference.infer_shapes(bare).graph.value_info)
 
 
-def _convert(model: onnx.ModelProto, nodes: list[str], config: Fp16Config) -> onnx.ModelProto:
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Give every node a name of its own: the converter is told by name which ones to keep, and names what it adds."""
+    taken: set[str] = set()
+    for number, node in enumerate(model.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{node.output[0]}_{number}"
+        taken.add(node.name)
+
+
+def _convert(model: onnx.ModelProto, nodes: set[str], config: Fp16Config) -> onnx.ModelProto:
+    kept_ops = [*float16.DEFAULT_OP_BLOCK_LIST, *config.keep_ops]
+    _separate_weights(model, nodes, set(kept_ops))
     complete = _inferred_values(model)
     del model.graph.value_info[:]
     model.graph.value_info.extend(complete)
@@ -162,15 +176,41 @@ def _convert(model: onnx.ModelProto, nodes: list[str], config: Fp16Config) -> on
             max_finite_val=_FILL_IN_HALF,
             keep_io_types=True,
             disable_shape_infer=True,
-            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *config.keep_ops],
-            node_block_list=nodes,
+            op_block_list=kept_ops,
+            node_block_list=list(nodes),
         )
+
+
+def _separate_weights(model: onnx.ModelProto, nodes: set[str], ops: set[str]) -> None:
+    """Give the nodes that stay in float32 their own copy of every weight that a converted node reads too."""
+    converted: set[str] = set()
+    kept = []
+    for node in model.graph.node:
+        if node.name in nodes or node.op_type in ops:
+            kept.append(node)
+        else:
+            converted.update(node.input)
+    shared = {
+        tensor.name: tensor
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name in converted
+    }
+    copied: set[str] = set()
+    for node in kept:
+        for index, name in enumerate(node.input):
+            if name not in shared:
+                continue
+            node.input[index] = own = f"{name}_float32"
+            if own not in copied:
+                copied.add(own)
+                model.graph.initializer.append(shared[name])
+                model.graph.initializer[-1].name = own
 
 
 def _repair_casts(model: onnx.ModelProto, casts: set[str]) -> None:
     """Let the original casts to float32 give what their readers now take, float16."""
     for node in model.graph.node:
-        if node.op_type == "Cast" and node.output[0] in casts:
+        if node.name in casts:
             for attribute in node.attribute:
                 if attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
                     attribute.i = onnx.TensorProto.FLOAT16
