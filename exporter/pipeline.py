@@ -89,9 +89,9 @@ def export(
         return _export(os.fspath(model), Path(output), config or ExportConfig(), progress, verbose)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        raise InvalidInputError(
-            f"the export stopped: {error.strerror or error}{where}; no bundle was written"
-        ) from error
+        # numpy writes weights, and raises without the system's reason when they do not fit.
+        reason = error.strerror or "a file could not be written in full, most likely because the disk is full"
+        raise InvalidInputError(f"the export stopped: {reason}{where}; no bundle was written") from error
 
 
 def _export(model: str, output: Path, config: ExportConfig, progress: ProgressHook, verbose: bool) -> ExportResult:

@@ -59,12 +59,8 @@ class ExportDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        now = time.monotonic()
-        for state in self._states.values():
-            state.setdefault("end", now)
-        if self._live is not None:
-            self._live.stop()
-        self._file.flush()
+        self._stop()
+        self._file.close()
 
     def update(self, step: str, detail: str, fraction: float | None) -> None:
         """Progress as `onnxpress.export` tells it."""
@@ -79,7 +75,8 @@ class ExportDisplay:
                 self._console.print(f"{_WORDS[step]:<24} {seconds:6.1f} s  {detail}", markup=False)
 
     def show_result(self, report: Mapping[str, Any], folder: Path) -> None:
-        """The variants, side by side, and where everything is."""
+        """The variants, side by side, and where everything is; no progress is shown after it."""
+        self._stop()
         self._console.print(_result_table(report))
         for variant in report["variants"]:
             if variant["failure"]:
@@ -88,7 +85,13 @@ class ExportDisplay:
         self._console.print(f"default: {default['variant']}, {default['reason']}", markup=False)
         self._console.print(f"bundle:  {folder}", markup=False, soft_wrap=True)
         self._console.print(f"report:  {folder / 'report.html'}", markup=False, soft_wrap=True)
-        self._file.flush()
+
+    def _stop(self) -> None:
+        now = time.monotonic()
+        for state in self._states.values():
+            state.setdefault("end", now)
+        if self._live is not None:
+            self._live.stop()
 
     def _render(self) -> Table:
         table = Table.grid(padding=(0, 2))

@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
             progress=display.update,
             verbose=arguments.verbose,
         )
-    display.show_result(result.report, result.folder)
+        display.show_result(result.report, result.folder)
     if arguments.json:
         print(json.dumps(result.summary(), ensure_ascii=False), file=sys.stdout, flush=True)
     return 0
