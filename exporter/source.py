@@ -109,11 +109,12 @@ def _download(hub_id: str, config: ExportConfig) -> tuple[Path, str | None]:
     """The snapshot of a hub model in the hub's own cache, and its commit."""
     import huggingface_hub
     from huggingface_hub import errors
+    from huggingface_hub.utils import disable_progress_bars
 
     patterns = [*_PATTERNS, *_PICKLES] if config.allow_pickle else list(_PATTERNS)
     # Its bars would be drawn across the export's own; a user who set HF_HUB_DISABLE_PROGRESS_BARS decided already.
     if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") is None:
-        huggingface_hub.utils.disable_progress_bars()
+        disable_progress_bars()
     try:
         folder = huggingface_hub.snapshot_download(hub_id, revision=config.revision, allow_patterns=patterns)
     except errors.HFValidationError as error:
