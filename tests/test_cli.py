@@ -30,16 +30,16 @@ def test_every_command_explains_itself(name: str, capsys: Capture) -> None:
     assert COMMANDS[name].HELP.split()[0] in capsys.readouterr().out
 
 
-def test_the_summary_is_the_only_thing_on_stdout(tiny_model: Path, tmp_path: Path, capfd: Capture) -> None:
-    assert main(["export", str(tiny_model), "--output", str(tmp_path / "b"), "--json", *QUICK]) == 0
-    captured = capfd.readouterr()
-    summary = json.loads(captured.out)
+def test_the_summary_is_the_only_thing_on_stdout(tiny_model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "onnxpress", "export", str(tiny_model), "--output", str(tmp_path / "b"), "--json"]
+    captured = subprocess.run([*command, *QUICK], capture_output=True, text=True, check=True, timeout=120)
+    summary = json.loads(captured.stdout)
     assert summary["bundle"] == str(tmp_path / "b")
     assert [variant["name"] for variant in summary["variants"]] == ["fp32", "int8"]
     assert summary["default_variant"] in ("fp32", "int8")
     for words in ("trace the graph", "verify against PyTorch", "seal the bundle", "report.html", "default: "):
-        assert words in captured.err
-    assert "Warning" not in captured.err
+        assert words in captured.stderr
+    assert "Warning" not in captured.stderr
 
 
 def test_quiet_says_nothing(tiny_model: Path, tmp_path: Path, capfd: Capture) -> None:
