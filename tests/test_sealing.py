@@ -70,7 +70,9 @@ def test_interrupt_is_one_line_and_leaves_nothing(tiny_model: Path, tmp_path: Pa
     time.sleep(4)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    # A shell sees 130 in both cases. Python ends itself with the signal, after everything was cleaned up, when the
+    # interrupt came inside an `exec` of a library (CPython, pythonrun.c, run_eval_code_obj).
+    assert process.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in errors
     assert errors.strip().splitlines()[-1] == "onnxpress: interrupted"
     assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
