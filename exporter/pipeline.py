@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,9 @@ STEPS: tuple[tuple[str, Callable[[State], State]], ...] = (
     ("choose", choosing.choose),
     ("report", reporting.report),
 )
+
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|problem writing element \d+ to file")
+"""What numpy's `tofile`, which writes weights, says in place of the system's reason when the disk is full."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +93,9 @@ def export(
         return _export(os.fspath(model), Path(output), config or ExportConfig(), progress, verbose)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        # numpy writes weights, and raises without the system's reason when they do not fit.
-        reason = error.strerror or "a file could not be written in full, most likely because the disk is full"
+        reason = error.strerror or str(error)
+        if _SHORT_WRITE.search(reason):
+            reason = "a file could not be written in full, most likely because the disk is full"
         raise InvalidInputError(f"the export stopped: {reason}{where}; no bundle was written") from error
 
 
