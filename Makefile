@@ -22,7 +22,7 @@ help:
 	@echo "make check      linters and types only"
 	@echo "make install    create $(VENV) with everything for development"
 	@echo "make format     sort imports and format the source"
-	@echo "make docs       regenerate docs/cli.md from the commands"
+	@echo "make docs       regenerate docs/cli.md and the table of docs/recipes.md"
 	@echo "make clean      remove $(VENV) and everything built"
 
 install: $(VENV)/.installed-dev
@@ -68,6 +68,7 @@ format: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tools/make_cli_docs.py
+	$(BIN)/python tools/make_recipe_docs.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The step that measures: PyTorch eager and every variant, on texts of the evaluation or of the project's own set."""
+"""The step that measures: the reference and every variant, on texts of the evaluation or of the project's own set."""
 
 from __future__ import annotations
 
@@ -9,25 +9,30 @@ from typing import Any
 
 from onnxpress.exporter.baseline import baseline_command
 from onnxpress.exporter.recipe import recipes_folder
+from onnxpress.exporter.source import Source
 from onnxpress.exporter.state import State
+from onnxpress.runtime.evaluation import read_evaluation
 from onnxpress.runtime.measuring import FULL, QUICK, Workload, variant_command
 from onnxpress.runtime.measuring import measure as measure_processes
-from onnxpress.runtime.tables import read_scored_pairs
 from onnxpress.runtime.tokenizer import Tokenizer
 
 BASELINE = "PyTorch eager"
+"""The reference's row in the report, unless it is an ONNX file."""
 _LENGTHS = (16, 64, 256)
 _MIXED_TEXTS = 256
 _FILLER = "the order was sent to the old address and came back after two weeks so we called again"
 
 
 def measure(state: State) -> State:
-    """Latency, throughput, memory and cold start of every variant that passed, and of PyTorch."""
+    """Latency, throughput, memory and cold start of every variant that passed, and of the reference."""
     state = dataclasses.replace(state, cached=False)
     if state.config.measure == "none":
         return state
     workload, facts = _workload(state)
-    commands = {BASELINE: baseline_command(state.source, state.task, state.config, state.threads)}
+    # The graph written from an ONNX file does the pooling that the file leaves to its caller.
+    graph = state.traced if state.source.onnx is not None and state.task == "feature-extraction" else None
+    baseline = baseline_command(state.source, state.task, state.config, state.threads, graph)
+    commands = {baseline_name(state.source): baseline}
     for variant in state.variants:
         if variant.status == "passed":
             commands[variant.name] = variant_command(state.folder, variant.name, state.threads)
@@ -41,11 +46,12 @@ def measure(state: State) -> State:
 
 def _workload(state: State) -> tuple[Workload, dict[str, Any]]:
     assert state.facts is not None
-    tokenizer = Tokenizer(Path(state.folder / state.facts.tokenizer.file), state.facts.tokenizer)
+    settings = state.facts.settings.tokenizer
+    tokenizer = Tokenizer(Path(state.folder / settings.file), settings)
     texts = state.evaluation.texts if state.evaluation else own_texts()
     mixed = random.Random(0).sample(texts, min(_MIXED_TEXTS, len(texts)))
     lengths = [len(encoding) for encoding in tokenizer.encode(mixed)]
-    sizes = sorted({min(size, state.facts.tokenizer.max_length) for size in _LENGTHS})
+    sizes = sorted({min(size, settings.max_length) for size in _LENGTHS})
     workload = Workload(short={size: text_of(tokenizer, size) for size in sizes}, mixed=mixed)
     return workload, {
         "texts": len(mixed),
@@ -55,10 +61,14 @@ def _workload(state: State) -> tuple[Workload, dict[str, Any]]:
     }
 
 
+def baseline_name(source: Source) -> str:
+    """What the reference is called in the report."""
+    return BASELINE if source.onnx is None else source.reference
+
+
 def own_texts() -> list[str]:
     """The sentences this project ships."""
-    pairs = read_scored_pairs(recipes_folder() / "sentence_pairs.tsv")
-    return [text for pair in pairs for text in (pair.first, pair.second)]
+    return read_evaluation([recipes_folder() / "sentence_pairs.tsv"], "feature-extraction").texts
 
 
 def text_of(tokenizer: Tokenizer, tokens: int) -> str:

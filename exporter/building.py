@@ -8,37 +8,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxpress.exporter.config import Thresholds
+from onnxpress.exporter.onnx_file.folder import weight_files
 from onnxpress.exporter.quiet import quiet
+from onnxpress.exporter.source import Source
 from onnxpress.exporter.state import Graph, ModelFacts, State, VariantState
 from onnxpress.quantize.graphs import PassReport
 from onnxpress.runtime.decoding import decode
 from onnxpress.runtime.machine import describe_machine
-from onnxpress.runtime.manifest import SessionSettings, Tensor
+from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.providers import SHORT_NAMES, unusable_because
 from onnxpress.runtime.verification import CASES_FILE, Case, load_cases, save_cases
 
 if TYPE_CHECKING:
-    from onnxpress.exporter.loading import LoadedModel
+    from onnxpress.exporter.fusion import Form
+    from onnxpress.exporter.reference import Reference
 
 TOKENIZER_FILE = "tokenizer.json"
 _TIMING_SECONDS = 4.0  # enough for a 5 % difference between forms to show
 
 
 def load(state: State) -> State:
-    """Facts about the model, its tokenizer, and what PyTorch computes for the verification inputs."""
+    """Facts about the model, its tokenizer, and what the reference computes for the verification inputs."""
 
     def make(folder: Path) -> dict[str, Any]:
         nonlocal state
         from onnxpress.exporter.cases import make_cases
 
-        state = _with_pytorch(state)
+        state = _with_reference(state)
         assert state.loaded is not None
         with quiet(state.verbose):
-            state.loaded.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
+            state.loaded.backend.save(str(folder / TOKENIZER_FILE))
             save_cases(folder / CASES_FILE, make_cases(state.loaded))
-        return dataclasses.asdict(_facts(state.loaded, state.source.folder))
+        return dataclasses.asdict(_facts(state.loaded, state.source))
 
-    folder, data, found = state.cache.get("load", _source_key(state), make)
+    prompts = state.source.recipe.prompts if state.source.recipe else {}
+    folder, data, found = state.cache.get("load", _source_key(state) | {"prompts": prompts}, make)
     facts = decode(ModelFacts, data)
     shutil.copyfile(folder / TOKENIZER_FILE, state.folder / TOKENIZER_FILE)
     shutil.copyfile(folder / CASES_FILE, state.folder / CASES_FILE)
@@ -52,24 +57,14 @@ def trace(state: State) -> State:
 
     def make(folder: Path) -> dict[str, Any]:
         nonlocal state
-        state = _with_pytorch(state)
+        state = _with_reference(state)
         assert state.loaded is not None
         with quiet(state.verbose):
-            from onnxpress.exporter import tracing
+            state.loaded.write_graph(folder / "model.onnx")
+        return {}
 
-            program = tracing.trace(state.loaded)
-            tracing.save(program, folder / "model.onnx")
-        return {"inputs": _tensors(program.graph.inputs), "outputs": _tensors(program.graph.outputs)}
-
-    folder, data, found = state.cache.get("trace", _source_key(state), make)
-    return dataclasses.replace(
-        state,
-        traced=folder / "model.onnx",
-        inputs=tuple(decode(Tensor, tensor) for tensor in data["inputs"]),
-        outputs=tuple(decode(Tensor, tensor) for tensor in data["outputs"]),
-        loaded=None,  # PyTorch's copy of the weights is not needed any more
-        cached=state.cached and found,
-    )
+    folder, _, found = state.cache.get("trace", _source_key(state), make)
+    return dataclasses.replace(state, traced=folder / "model.onnx", loaded=None, cached=state.cached and found)
 
 
 def fuse(state: State) -> State:
@@ -79,14 +74,8 @@ def fuse(state: State) -> State:
         from onnxpress.exporter import fusion
 
         assert state.traced is not None
-        made = []
         with quiet(state.verbose):
-            forms = fusion.forms(state.config.target)
-            for index, form in enumerate(forms):
-                state.progress("fuse", form.name, None)
-                place = folder / str(index)
-                place.mkdir()
-                made.append((form, *fusion.write_form(form, state.traced, place)))
+            made, left_out = _write_forms(state, folder)
             # Kernels of another target cannot be timed here; its fused form is the last one listed.
             if state.config.target == "cpu":
                 state.progress("fuse", f"timing {len(made)} forms", None)
@@ -100,18 +89,20 @@ def fuse(state: State) -> State:
             {"name": form.name, "milliseconds": time, "chosen": index == best}
             for index, ((form, _, _), time) in enumerate(zip(made, times, strict=True))
         ]
-        form, _, report = made[best]
-        for index in range(len(made)):
-            if index != best:
-                shutil.rmtree(folder / str(index))
+        candidates += [{"name": name, "milliseconds": None, "chosen": False} for name in left_out]
+        form, path, report = made[best]
+        for _, other, _ in made:
+            if other != path:
+                shutil.rmtree(other.parent)
         return {
-            "path": f"{best}/model.onnx",
+            "path": path.relative_to(folder).as_posix(),
             "session": dataclasses.asdict(form.session),
             "report": dataclasses.asdict(report),
             "candidates": candidates,
         }
 
-    key = _source_key(state) | {"target": state.config.target, "machine": describe_machine().key()}
+    machine = describe_machine().key()
+    key = _source_key(state) | {"target": state.config.target, "machine": machine, "bound": _fp32_bound(state)}
     folder, data, found = state.cache.get("fuse", key, make)
     graph = Graph(
         path=folder / data["path"],
@@ -122,12 +113,43 @@ def fuse(state: State) -> State:
     return dataclasses.replace(state, fused=graph, cached=state.cached and found)
 
 
+def _write_forms(state: State, folder: Path) -> tuple[list[tuple[Form, Path, PassReport]], list[str]]:
+    """The forms that suit the graph, written, and the names of the others. The first one, the graph as it is, does."""
+    from onnxpress.exporter import fusion
+
+    assert state.traced is not None
+    assert state.facts is not None
+    cases = real_cases(state) if state.config.target == "cpu" else []
+    made, left_out = [], []
+    for index, form in enumerate(fusion.forms(state.config.target)):
+        state.progress("fuse", form.name, None)
+        place = folder / str(index)
+        place.mkdir()
+        if index == 0:
+            made.append((form, *fusion.write_form(form, state.traced, place)))
+        elif written := fusion.try_form(form, state.traced, place, cases, state.facts.outputs, _fp32_bound(state)):
+            made.append((form, *written))
+        else:
+            shutil.rmtree(place)
+            left_out.append(form.name)
+    return made, left_out
+
+
 def convert(state: State) -> State:
     """One graph, or several to choose from, for every variant asked for."""
     variants = []
     for precision in state.config.effective_variants():
         state.progress("convert", precision, None)
-        graphs, found = _convert_one(state, precision)
+        try:
+            graphs, found = _convert_one(state, precision)
+        except OSError:  # such as a full disk
+            raise
+        # The libraries that convert raise many types on graphs they do not know; our own are not among these.
+        except Exception as error:
+            if state.source.onnx is None:
+                raise
+            variants.append(_not_made(state, precision, error))
+            continue
         state = dataclasses.replace(state, cached=state.cached and found)
         variants.append(
             VariantState(
@@ -142,6 +164,14 @@ def convert(state: State) -> State:
         state.progress("convert", f"a CPU variant beside them: {reason}", None)
         variants.insert(0, _cpu_variant(state))
     return dataclasses.replace(state, variants=tuple(variants))
+
+
+def _not_made(state: State, precision: str, error: Exception) -> VariantState:
+    """A variant that failed before there was anything to verify."""
+    assert state.fused is not None
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    failure = f"cannot be made of this graph: {reason}"
+    return VariantState(precision, precision, state.config.target, state.fused, status="failed", failure=failure)
 
 
 def _cpu_variant(state: State) -> VariantState:
@@ -203,20 +233,24 @@ def _make_int8(state: State, folder: Path) -> dict[str, Any]:
     }
 
 
+def _fp32_bound(state: State) -> float:
+    return (state.config.thresholds or Thresholds()).fp32_max_abs
+
+
 def real_cases(state: State) -> list[Case]:
     """The verification inputs that are real texts: what graphs are timed on."""
     return [case for case in state.cases if case.real]
 
 
-def _with_pytorch(state: State) -> State:
-    """The state with the PyTorch model in memory."""
+def _with_reference(state: State) -> State:
+    """The state with the model in memory."""
     if state.loaded is not None:
         return state
-    state.progress("load", "importing PyTorch and reading the weights", None)
+    state.progress("load", "reading the weights", None)
     with quiet(state.verbose):
-        from onnxpress.exporter.loading import load_model
+        from onnxpress.exporter.reference import load_reference
 
-        return dataclasses.replace(state, loaded=load_model(state.source, state.task, state.config))
+        return dataclasses.replace(state, loaded=load_reference(state.source, state.task, state.config))
 
 
 def _source_key(state: State) -> dict[str, Any]:
@@ -228,29 +262,16 @@ def _source_key(state: State) -> dict[str, Any]:
     }
 
 
-def _facts(model: LoadedModel, folder: Path) -> ModelFacts:
+def _facts(model: Reference, source: Source) -> ModelFacts:
+    if source.onnx is not None:
+        files = [source.onnx, *weight_files(source.onnx).values()]
+    else:
+        files = list(source.folder.rglob("*.safetensors"))
     return ModelFacts(
         architecture=model.architecture,
         parameters=model.parameters,
-        max_positions=model.max_positions,
-        vocabulary=model.vocabulary,
-        input_names=model.input_names,
-        tokenizer=model.tokenizer_settings,
-        embedding=model.embedding,
-        weights_bytes=sum(path.stat().st_size for path in folder.rglob("*.safetensors")),
+        inputs=model.inputs,
+        outputs=model.outputs,
+        settings=model.settings,
+        weights_bytes=sum(path.stat().st_size for path in files),
     )
-
-
-def _tensors(values: Sequence[Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": value.name,
-            "type": value.dtype.name.lower(),
-            "shape": [str(_size(dim)) for dim in value.shape],
-        }
-        for value in values
-    ]
-
-
-def _size(dim: Any) -> Any:
-    return dim if isinstance(dim, int) else dim.value

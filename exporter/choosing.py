@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from onnxpress.exporter import bundling
-from onnxpress.exporter.benchmark import BASELINE
+from onnxpress.exporter.benchmark import baseline_name
 from onnxpress.exporter.gate import DEFAULT_MAX_DROP
 from onnxpress.exporter.state import State, VariantState
 
@@ -33,7 +33,7 @@ def _score(state: State, variant: VariantState) -> float:
 
 
 def _reason(state: State, best: VariantState, able: list[VariantState]) -> str:
-    held = "agrees with PyTorch"
+    held = f"agrees with {state.source.reference}"
     if state.evaluation is not None:
         allowed = DEFAULT_MAX_DROP if state.config.max_accuracy_drop is None else state.config.max_accuracy_drop
         held = f"loses at most {allowed:g} point{'' if allowed == 1 else 's'}"
@@ -49,5 +49,6 @@ def _reason(state: State, best: VariantState, able: list[VariantState]) -> str:
         row = measured.latency[_SHORTEST]
         return f"the lowest latency, {row['p50_ms']:.2f} ms for {row['tokens']} tokens, {field}"
     rate = max(row["texts_per_second"] for row in measured.throughput)
-    baseline = max(row["texts_per_second"] for row in state.measurements[BASELINE].throughput)
-    return f"the highest throughput, {rate:,.0f} texts a second ({rate / baseline:.1f}x PyTorch), {field}"
+    baseline = max(row["texts_per_second"] for row in state.measurements[baseline_name(state.source)].throughput)
+    gain = f"{rate / baseline:.1f}x {state.source.reference}"
+    return f"the highest throughput, {rate:,.0f} texts a second ({gain}), {field}"

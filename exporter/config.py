@@ -29,8 +29,12 @@ class Thresholds:
     fp32_max_abs: float = 1e-4
     """Largest |difference|, in units of max(1, largest |output|)."""
     fp16_cosine: float = 0.9995
-    """Lowest cosine similarity of any output vector."""
+    """Embeddings: lowest cosine similarity of any of them."""
     int8_cosine: float = 0.98
+    fp16_rms: float = 0.03
+    """Logits: largest root mean square error, in units of max(1, root mean square of the logits). The defaults are what
+    the cosines above come to: vectors at an angle a differ by 2 sin(a / 2) of their length."""
+    int8_rms: float = 0.2
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -38,11 +42,13 @@ class Thresholds:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise InvalidInputError(f"the threshold {field.name} is {value!r}; give a number from 0 to 1")
 
-    def for_precision(self, precision: str) -> tuple[Literal["max_abs", "cosine"], float]:
-        """The kind of comparison for a precision, and its bound."""
+    def for_precision(self, precision: str, task: str) -> tuple[Literal["max_abs", "cosine", "rms"], float]:
+        """The kind of comparison for a precision and a task, and its bound."""
         if precision == "fp32":
             return "max_abs", self.fp32_max_abs
-        return "cosine", self.fp16_cosine if precision == "fp16" else self.int8_cosine
+        if task == "feature-extraction":
+            return "cosine", self.fp16_cosine if precision == "fp16" else self.int8_cosine
+        return "rms", self.fp16_rms if precision == "fp16" else self.int8_rms
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,11 +17,10 @@ from typing import Any
 import onnx_ir
 from transformers.exporters.onnxruntime_fusions import fuse_for_onnxruntime
 
-from onnxpress.exporter.tracing import save
-from onnxpress.quantize.graphs import PassReport
-from onnxpress.runtime.manifest import SessionSettings
-from onnxpress.runtime.session import make_session
-from onnxpress.runtime.verification import Case
+from onnxpress.quantize.graphs import PassReport, save_program
+from onnxpress.runtime.manifest import SessionSettings, Tensor
+from onnxpress.runtime.session import make_session, runner
+from onnxpress.runtime.verification import Case, check_parity
 
 _CLEARLY_FASTER = 0.98  # a smaller gain is within the spread of such a short measurement
 # onnxruntime fuses residual additions into SkipLayerNormalization while loading. Its CPU kernel (1.28 to 1.32) took
@@ -68,9 +67,10 @@ def write_form(form: Form, traced: Path, folder: Path) -> tuple[Path, PassReport
     program = onnx_ir.load(traced)
     before = _count(program)
     form.make(program)
+    _drop_unknown_types(program)
     after = _count(program)
     path = folder / "model.onnx"
-    save(program, path)
+    save_program(program, path)
     counts = {name: after[name] for name in sorted(after) if after[name] > before[name]}
     fused = ", ".join(f"{count} {name}" for name, count in counts.items())
     return path, PassReport(
@@ -80,6 +80,33 @@ def write_form(form: Form, traced: Path, folder: Path) -> tuple[Path, PassReport
         nodes_after=after.total(),
         counts=counts,
     )
+
+
+def try_form(
+    form: Form, traced: Path, folder: Path, cases: Sequence[Case], outputs: Sequence[Tensor], bound: float
+) -> tuple[Path, PassReport] | None:
+    """`write_form`; None where the form cannot be made of this graph, or does not compute what it computes.
+
+    Args:
+        form: which one.
+        traced: the graph.
+        folder: where to write.
+        cases: what to compare on; none, where this machine has no kernels for the form.
+        outputs: of the graph.
+        bound: of the largest difference, see `check_parity`.
+    """
+    try:
+        written = write_form(form, traced, folder)
+        if not cases:
+            return written
+        session = make_session(written[0], form.session, threads=1)
+        run = runner(session, [tensor.name for tensor in outputs])
+        return written if check_parity(run, cases, outputs, "max_abs", bound).passed else None
+    except OSError:  # such as a full disk
+        raise
+    # The fusions are written for graphs of PyTorch's exporter; what they raise on others is not foreseen.
+    except Exception:  # noqa: BLE001
+        return None
 
 
 def time_forms(
@@ -149,12 +176,21 @@ def _unfuse_skip_norm(node: onnx_ir.Node) -> None:
     result = tape.op("LayerNormalization", inputs, attributes={"axis": -1, "epsilon": epsilon})
     for value in (biased, total, result):
         if value is not x:
-            value.shape, value.dtype = node.outputs[0].shape, node.outputs[0].dtype
+            value.shape, value.type = node.outputs[0].shape, node.outputs[0].type
     graph.insert_before(node, tape.nodes)
     node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
     if len(node.outputs) > 3:  # the sum before normalisation, the residual of the next block
         node.outputs[3].replace_all_uses_with(total, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+
+
+def _drop_unknown_types(program: onnx_ir.Model) -> None:
+    """Fusions copy the types of values, also of those whose type a graph from elsewhere does not say; such a type of
+    no element type cannot be written."""
+    for node in program.graph.all_nodes():
+        for value in node.outputs:
+            if value.type is not None and value.dtype is None:
+                value.type = None
 
 
 def _count(program: onnx_ir.Model) -> Counter[str]:

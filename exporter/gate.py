@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from onnxpress.exporter.state import Graph, State, VariantState
 from onnxpress.quantize.graphs import check_structure
 from onnxpress.runtime.decoding import decode
 from onnxpress.runtime.errors import OnnxpressError, VerificationError
-from onnxpress.runtime.evaluation import Evaluation, evaluate
+from onnxpress.runtime.evaluation import Evaluation, Scores, evaluate
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.model import load
 from onnxpress.runtime.providers import SHORT_NAMES, choose_providers, unusable_because
-from onnxpress.runtime.session import make_session
-from onnxpress.runtime.verification import OUTPUT, FloatArray, IntArray, Parity, check_parity
+from onnxpress.runtime.session import make_session, runner
+from onnxpress.runtime.verification import Parity, Run, check_parity
 
 DEFAULT_MAX_DROP = 1.0
 """Points of the evaluation's metric a variant may lose unless asked otherwise."""
@@ -34,7 +33,7 @@ def verify(state: State) -> State:
     Raises:
         VerificationError: none passes.
     """
-    state = _with_baseline_accuracy(state)
+    state = _with_baseline_scores(state)
     variants = []
     for variant in state.variants:
         state.progress("verify", variant.name, None)
@@ -49,6 +48,8 @@ def verify(state: State) -> State:
 
 def _verify_variant(state: State, variant: VariantState) -> VariantState:
     """The variant with the first of its graphs that passes, or failed with the one that came closest."""
+    if variant.status == "failed":  # it could not be made
+        return variant
     failures = []
     for graph in (variant.graph, *variant.alternatives):
         tried = _try_graph(state, variant, graph)
@@ -74,7 +75,9 @@ def _try_graph(state: State, variant: VariantState, graph: Graph) -> VariantStat
     return dataclasses.replace(variant, **{**verdict, "parity": parity, "notes": tuple(verdict["notes"])})
 
 
-_VERDICT = ("status", "failure", "parity", "first_divergence", "accuracy", "notes")
+_VERDICT = (
+    "status", "failure", "parity", "first_divergence", "accuracy", "metrics", "changed_answers", "notes"
+)  # fmt: skip
 
 
 def _verdict_key(state: State, variant: VariantState) -> dict[str, Any]:
@@ -89,16 +92,17 @@ def _verdict_key(state: State, variant: VariantState) -> dict[str, Any]:
 
 
 def _judge(state: State, variant: VariantState) -> VariantState:
-    """The gate: parity with PyTorch, then accuracy."""
-    kind, threshold = (state.config.thresholds or Thresholds()).for_precision(variant.precision)
+    """The gate: parity with the reference, then accuracy."""
+    kind, threshold = (state.config.thresholds or Thresholds()).for_precision(variant.precision, state.task)
     try:
         run, notes = _runner(state, variant, variant.graph)
     except OnnxpressError as error:
         return dataclasses.replace(variant, status="failed", failure=str(error))
     with quiet(state.verbose):
-        parity = check_parity(run, state.cases, kind, threshold)
-    variant = dataclasses.replace(variant, parity=parity, notes=(*_notes(variant), *notes))
-    if (failure := parity.failure()) is not None:
+        assert state.facts is not None
+        parity = check_parity(run, state.cases, state.facts.outputs, kind, threshold)
+    variant = dataclasses.replace(variant, parity=parity, notes=(*_notes(state, variant), *notes))
+    if (failure := parity.failure(state.source.reference)) is not None:
         found = first_divergence(state, variant.graph.path, real_cases(state)[0].feeds)
         return dataclasses.replace(variant, status="failed", failure=failure, first_divergence=found)
     if unusable_because(SHORT_NAMES[variant.target]):
@@ -108,24 +112,33 @@ def _judge(state: State, variant: VariantState) -> VariantState:
 
 def _check_accuracy(state: State, variant: VariantState) -> VariantState:
     """The variant with its accuracy, failed if it lost too much."""
-    if state.evaluation is None or state.baseline_accuracy is None:
+    if state.evaluation is None or state.baseline_scores is None:
         return variant
     alone = dataclasses.replace(state, variants=(variant,), default=variant.name)
     bundling.write_manifest(alone)
     with quiet(state.verbose):
         providers = None if variant.status == "passed" else "cpu"
-        accuracy = evaluate(load(state.folder, providers=providers, threads=state.threads).embed, state.evaluation)
+        scores = evaluate(load(state.folder, providers=providers, threads=state.threads), state.evaluation)
     allowed = DEFAULT_MAX_DROP if state.config.max_accuracy_drop is None else state.config.max_accuracy_drop
-    drop = state.baseline_accuracy - accuracy
-    variant = dataclasses.replace(variant, accuracy=accuracy)
+    before, after = state.baseline_scores.primary, scores.primary
+    drop = before - after
+    variant = dataclasses.replace(
+        variant,
+        accuracy=after,
+        metrics=scores.metrics,
+        changed_answers=_changed_answers(state.baseline_scores, scores),
+    )
     if not drop <= allowed:  # also when the accuracy is not a number
-        figures = f"{accuracy:.2f} against PyTorch's {state.baseline_accuracy:.2f}"
+        figures = f"{after:.2f} against {before:.2f} of {state.source.reference}"
         failure = f"loses {drop:.2f} points ({figures}), allowed {allowed:g}"
         return dataclasses.replace(variant, status="failed", failure=failure)
     return variant
 
 
-Run = Callable[[dict[str, IntArray]], FloatArray]
+def _changed_answers(before: Scores, after: Scores) -> int | None:
+    if not before.predictions:
+        return None
+    return sum(one != other for one, other in zip(before.predictions, after.predictions, strict=True))
 
 
 def _runner(state: State, variant: VariantState, graph: Graph) -> tuple[Run, tuple[str, ...]]:
@@ -148,29 +161,36 @@ def _runner(state: State, variant: VariantState, graph: Graph) -> tuple[Run, tup
         session = make_session(state.traced, SessionSettings(), threads=state.threads)
         notes = ("The CPU has no kernel for one of its operators: its unfused form was compared in its place.",)
 
-    def run(feeds: dict[str, IntArray]) -> FloatArray:
-        output: FloatArray = session.run([OUTPUT], feeds)[0]
-        return output
-
-    return run, notes
+    assert state.facts is not None
+    return runner(session, [tensor.name for tensor in state.facts.outputs]), notes
 
 
-def _with_baseline_accuracy(state: State) -> State:
-    """The state with PyTorch's accuracy on the evaluation files."""
+def _with_baseline_scores(state: State) -> State:
+    """The state with the reference's own figures on the evaluation files."""
     if state.evaluation is None:
         return state
     evaluation: Evaluation = state.evaluation
 
-    def make(folder: Any) -> dict[str, Any]:
-        state.progress("verify", "PyTorch's accuracy", None)
+    def make(folder: Path) -> dict[str, Any]:
+        state.progress("verify", f"the accuracy of {state.source.reference}", None)
         with quiet(state.verbose):
-            from onnxpress.exporter.baseline import make_embed
+            from onnxpress.exporter.baseline import load_baseline
 
-            return {"accuracy": evaluate(make_embed(state.source, state.task, state.config), evaluation)}
+            scores = evaluate(load_baseline(state.source, state.task, state.config), evaluation)
+        return dataclasses.asdict(scores)
 
     key = {"files": state.source.files_sha256, "task": state.task, "evaluation": evaluation.sha256}
     _, data, _ = state.cache.get("accuracy", key, make)
-    return dataclasses.replace(state, baseline_accuracy=data["accuracy"])
+    return dataclasses.replace(state, baseline_scores=_scores(data))
+
+
+def _scores(data: dict[str, Any]) -> Scores:
+    """Scores from their JSON form, in which tuples have become lists."""
+    return Scores(data["metrics"], tuple(_frozen(value) for value in data["predictions"]))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value
 
 
 def _mark_chosen(graph: Graph, variant: VariantState) -> Graph:
@@ -182,17 +202,17 @@ def _mark_chosen(graph: Graph, variant: VariantState) -> Graph:
     return dataclasses.replace(graph, candidates=marked)
 
 
-def _notes(variant: VariantState) -> tuple[str, ...]:
+def _notes(state: State, variant: VariantState) -> tuple[str, ...]:
     notes = []
     names = [candidate["name"] for candidate in variant.graph.candidates]
     chosen = next((candidate["name"] for candidate in variant.graph.candidates if candidate["chosen"]), None)
     if variant.precision == "int8" and chosen is not None and (faster := names[: names.index(chosen)]):
-        notes.append(f"Faster, but too far from PyTorch: {'; '.join(faster)}.")
+        notes.append(f"Faster, but too far from {state.source.reference}: {'; '.join(faster)}.")
     if variant.precision == "fp16" and variant.target == "cpu":
         notes.append("On CPU, fp16 saves disk space, not time: onnxruntime computes in float32 and converts.")
     if reason := unusable_because(SHORT_NAMES[variant.target]):
         notes.append(
-            f"Not verified on {variant.target}: {reason}. The graph was compared with PyTorch on the CPU's kernels; "
-            "run `onnxpress verify` on the target machine."
+            f"Not verified on {variant.target}: {reason}. The graph was compared with {state.source.reference} on the "
+            "CPU's kernels; run `onnxpress verify` on the target machine."
         )
     return tuple(notes)

@@ -1,18 +1,24 @@
-"""A source folder to a PyTorch model that computes exactly what the graph shall compute, and its tokenizer."""
+"""A source folder to the model that computes exactly what the graph shall compute, in PyTorch, and its tokenizer."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import nn
 
 from onnxpress.exporter.config import ExportConfig
+from onnxpress.exporter.families import repeatable
+from onnxpress.exporter.heads import Head, make_head, make_sentence_head
+from onnxpress.exporter.reference import Limits
+from onnxpress.exporter.refusals import refuse_missing_head
 from onnxpress.exporter.sentence import (
-    SentenceConfig,
-    build_head,
+    add_lower_case,
     default_sentence_config,
     effective_max_length,
     position_limit,
@@ -20,93 +26,105 @@ from onnxpress.exporter.sentence import (
 )
 from onnxpress.exporter.source import Source, transformer_folder
 from onnxpress.exporter.tasks import model_class
+from onnxpress.exporter.tokenizer_files import require_tokenizer
+from onnxpress.quantize.graphs import save_program
+from onnxpress.runtime.encoder import FloatArray
 from onnxpress.runtime.errors import UnsupportedModelError
-from onnxpress.runtime.manifest import EmbeddingSettings, TokenizerSettings
+from onnxpress.runtime.manifest import TaskSettings, Tensor, TokenizerSettings
 
-
-class SentenceEncoder(nn.Module):
-    """Transformer, pooling and what follows, in one forward: the module that is traced and compared against."""
-
-    def __init__(self, transformer: nn.Module, head: nn.Module, uses_pooling_mask: bool) -> None:
-        super().__init__()
-        self.transformer = transformer
-        self.head = head
-        self.uses_pooling_mask = uses_pooling_mask
-        self.config = transformer.config  # the exporter reads it as it would a transformers model's
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        token_type_ids: torch.Tensor | None = None,
-        pooling_mask: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """
-        Args:
-            input_ids: int64 [batch, sequence].
-            attention_mask: int64 [batch, sequence], 1 for tokens and 0 for padding.
-            token_type_ids: int64 [batch, sequence], for models that have segments.
-            pooling_mask: int64 [batch, sequence], for models whose prompts stay out of pooling.
-
-        Returns:
-            `sentence_embedding`: float32 [batch, dimension].
-        """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if token_type_ids is not None:
-            inputs["token_type_ids"] = token_type_ids
-        hidden = self.transformer(**inputs).last_hidden_state
-        return {"sentence_embedding": self.head(hidden, attention_mask, pooling_mask)}
+if TYPE_CHECKING:
+    import tokenizers
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model in PyTorch float32, evaluation mode, with what the bundle must know about it."""
+    """A model in PyTorch float32, evaluation mode: a `Reference`."""
 
-    module: SentenceEncoder
+    module: nn.Module
+    """Graph inputs as keyword arguments to graph outputs by name (see `heads.py`)."""
     tokenizer: Any
     """A transformers tokenizer backed by the `tokenizers` library."""
-    input_names: tuple[str, ...]
-    max_positions: int
-    """Tokens the graph can take at most."""
-    vocabulary: int
-    tokenizer_settings: TokenizerSettings
-    embedding: EmbeddingSettings
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    limits: Limits
+    settings: TaskSettings
+    model_type: str
     architecture: str
     parameters: int
+
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        """See `Reference`."""
+        backend: tokenizers.Tokenizer = self.tokenizer.backend_tokenizer
+        return backend
+
+    @property
+    def input_axes(self) -> Mapping[str, str]:
+        """The second axis of each input; the first is `batch`."""
+        return {tensor.name: tensor.shape[1] for tensor in self.inputs}
+
+    def compute(self, feeds: Mapping[str, Any]) -> dict[str, FloatArray]:
+        """See `Reference`."""
+        with torch.inference_mode(), repeatable(self.module):
+            tensors = {name: torch.from_numpy(value) for name, value in feeds.items()}
+            return {name: value.float().numpy() for name, value in self.module(**tensors).items()}
+
+    def write_graph(self, path: Path) -> None:
+        """See `Reference`; the model is traced."""
+        from onnxpress.exporter.tracing import trace
+
+        save_program(trace(self), path)
 
 
 def load_model(source: Source, task: str, config: ExportConfig) -> LoadedModel:
     """Load weights and tokenizer.
 
     Raises:
-        UnsupportedModelError: transformers cannot load the model, weights are missing from the checkpoint, or the
-            tokenizer has no `tokenizers` form.
+        UnsupportedModelError: transformers cannot load the model, weights are missing from the checkpoint, the head
+            does not fit the task, or the tokenizer has no `tokenizers` form.
     """
+    if not source.config.get("auto_map"):  # code that comes with a model may have heads that transformers has not
+        refuse_missing_head(str(source.config.get("model_type")), source.name, task)
     transformer = _load_transformer(source, task, config)
     tokenizer = _load_tokenizer(source, config)
-    sentence = read_sentence_config(source.folder) or default_sentence_config(source.folder)
-    _add_lower_case(tokenizer, sentence)
-    hidden_size = transformer.config.get_text_config().hidden_size
-    head = build_head(source.folder, sentence, hidden_size, allow_pickle=config.allow_pickle)
+    sentence = read_sentence_config(source.folder) if task == "feature-extraction" else None
+    sentence = sentence or default_sentence_config(source.folder)
+    add_lower_case(tokenizer.backend_tokenizer, sentence)
     max_length = effective_max_length(sentence, transformer.config, tokenizer.model_max_length)
     # Written into tokenizer.json, where the runtime finds the side at which texts are cut.
     tokenizer.backend_tokenizer.enable_truncation(max_length, direction=tokenizer.truncation_side)
-    uses_pooling_mask = not sentence.include_prompt
-    module = SentenceEncoder(transformer, head, uses_pooling_mask).eval().requires_grad_(False)
+    if task == "feature-extraction":
+        prompts = source.recipe.prompts if source.recipe else None
+        head = make_sentence_head(transformer, source.folder, sentence, prompts, config.allow_pickle)
+    else:
+        head = make_head(task, transformer, tokenizer, source)
+    settings = transformer.config.get_text_config()
     return LoadedModel(
-        module=module,
+        module=head.module.eval().requires_grad_(False),
         tokenizer=tokenizer,
-        input_names=_input_names(transformer, uses_pooling_mask),
-        max_positions=position_limit(transformer.config) or max_length,
-        vocabulary=transformer.get_input_embeddings().num_embeddings,
-        tokenizer_settings=TokenizerSettings(
-            file="tokenizer.json",
-            max_length=max_length,
-            pad_id=tokenizer.pad_token_id or 0,
+        inputs=_inputs(transformer, tokenizer, head),
+        outputs=tuple(Tensor(name, "float", axes) for name, axes in head.outputs.items()),
+        limits=Limits(
+            positions=position_limit(transformer.config) or max_length,
+            vocabulary=transformer.get_input_embeddings().weight.shape[0],
+            heads=getattr(settings, "num_attention_heads", None) or 1,
         ),
-        embedding=_embedding_settings(module, sentence, hidden_size),
+        settings=TaskSettings(
+            task=task,
+            tokenizer=TokenizerSettings(
+                file="tokenizer.json",
+                max_length=max_length,
+                pad_id=tokenizer.pad_token_id or 0,
+                padding_side=tokenizer.padding_side,
+                pad_type_id=tokenizer.pad_token_type_id,
+            ),
+            embedding=head.embedding,
+            labels=head.labels,
+            mask=head.mask,
+        ),
+        model_type=str(transformer.config.model_type),
         architecture=type(transformer).__name__,
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        parameters=sum(parameter.numel() for parameter in head.module.parameters()),
     )
 
 
@@ -138,13 +156,14 @@ def _load_transformer(source: Source, task: str, config: ExportConfig) -> Any:
     if missing or report["mismatched_keys"]:
         names = missing or [str(entry) for entry in report["mismatched_keys"]]
         raise UnsupportedModelError(
-            f"the weights of {source.name} lack {len(names)} tensors its configuration asks for, such as {names[0]}; "
-            "they would be random - give the right folder or --task"
+            f"the weights of {source.name} lack {len(names)} tensors that {type(model).__name__} asks for, such as "
+            f"{names[0]}; they would be random - give the right folder or --task (this one was {task})"
         )
     return model
 
 
 def _load_tokenizer(source: Source, config: ExportConfig) -> Any:
+    require_tokenizer(transformer_folder(source.folder))
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             transformer_folder(source.folder),
@@ -163,38 +182,14 @@ def _load_tokenizer(source: Source, config: ExportConfig) -> Any:
     return tokenizer
 
 
-def _input_names(transformer: Any, uses_pooling_mask: bool) -> tuple[str, ...]:
-    names = ["input_ids", "attention_mask"]
-    if getattr(transformer.config, "type_vocab_size", 0) > 1:
-        names.append("token_type_ids")
-    return (*names, "pooling_mask") if uses_pooling_mask else tuple(names)
-
-
-def _embedding_settings(module: SentenceEncoder, sentence: SentenceConfig, hidden_size: int) -> EmbeddingSettings:
-    with torch.no_grad():
-        ones = torch.ones(1, 2, dtype=torch.int64)
-        vector = module.head(torch.zeros(1, 2, hidden_size), ones, ones)
-    return EmbeddingSettings(
-        dimension=int(vector.shape[-1]),
-        modules=sentence.modules,
-        normalized=sentence.normalize,
-        similarity=sentence.similarity,
-        include_prompt=sentence.include_prompt,
-        prompts=dict(sentence.prompts),
-        default_prompt_name=sentence.default_prompt_name,
-    )
-
-
-def _add_lower_case(tokenizer: Any, sentence: SentenceConfig) -> None:
-    """Put lower-casing into the tokenizer itself where the folder asks for it. Not `str.lower()`, which treats a final
-    sigma and special tokens written in a text differently."""
-    from tokenizers import normalizers
-
-    backend = tokenizer.backend_tokenizer
-    if not sentence.do_lower_case or "Lowercase" in repr(backend.normalizer):
-        return
-    lower = normalizers.Lowercase()
-    backend.normalizer = normalizers.Sequence([lower, backend.normalizer]) if backend.normalizer else lower
+def _inputs(transformer: Any, tokenizer: Any, head: Head) -> tuple[Tensor, ...]:
+    axes = {"input_ids": ("batch", "sequence"), "attention_mask": ("batch", "sequence")}
+    # Segments: what transformers' tokenizer gives and the model tells apart. XLNet has no table of them to count.
+    takes_types = "token_type_ids" in inspect.signature(transformer.forward).parameters
+    gives_types = "token_type_ids" in tokenizer.model_input_names
+    if takes_types and gives_types and getattr(transformer.config, "type_vocab_size", 2) > 1:
+        axes["token_type_ids"] = ("batch", "sequence")
+    return tuple(Tensor(name, "int64", shape) for name, shape in {**axes, **head.further_inputs}.items())
 
 
 def _cannot_load(source: Source, error: Exception) -> UnsupportedModelError:
@@ -208,10 +203,3 @@ def _cannot_load(source: Source, error: Exception) -> UnsupportedModelError:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def reference_outputs(model: LoadedModel, feeds: dict[str, Any]) -> Any:
-    """What PyTorch computes for numpy graph inputs: `sentence_embedding` as float32 array [batch, dimension]."""
-    with torch.inference_mode():
-        tensors = {name: torch.from_numpy(value) for name, value in feeds.items()}
-        return cast(torch.Tensor, model.module(**tensors)["sentence_embedding"]).numpy()

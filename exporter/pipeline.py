@@ -17,13 +17,15 @@ from typing import Any
 
 from onnxpress.exporter import benchmark, building, bundling, choosing, gate, reporting
 from onnxpress.exporter.config import ExportConfig, ProgressHook
+from onnxpress.exporter.labels import label_settings
+from onnxpress.exporter.refusals import refuse_unexportable
 from onnxpress.exporter.sealing import check_output, seal, staging_folder
-from onnxpress.exporter.source import resolve_source
+from onnxpress.exporter.source import Source, resolve_source
 from onnxpress.exporter.state import State
 from onnxpress.exporter.stepcache import open_cache
 from onnxpress.exporter.tasks import resolve_task
 from onnxpress.runtime.errors import InvalidInputError, OnnxpressError
-from onnxpress.runtime.evaluation import read_evaluation
+from onnxpress.runtime.evaluation import Evaluation, read_evaluation
 from onnxpress.runtime.machine import usable_cores
 from onnxpress.runtime.manifest import Manifest
 
@@ -102,11 +104,13 @@ def export(
 def _export(model: str, output: Path, config: ExportConfig, progress: ProgressHook, verbose: bool) -> ExportResult:
     check_output(output, config.force)
     progress("load", "finding the model", 0.0)
-    source = resolve_source(model, config)
+    source = resolve_source(model, config, progress)
     if source.recipe is not None:
         config = source.recipe.apply(config)
     task = resolve_task(config.task, source)
-    evaluation = read_evaluation(config.evaluation) if config.evaluation else None
+    if source.onnx is None:
+        refuse_unexportable(str(source.config.get("model_type")), source.name, task)
+    evaluation = _read_evaluation(config, task, source)
     with staging_folder(output, config.force) as folder, open_cache(config.cache) as cache:
         state = State(
             config=config,
@@ -128,6 +132,15 @@ def _export(model: str, output: Path, config: ExportConfig, progress: ProgressHo
         progress("seal", str(output), 1.0)
     assert state.report is not None
     return ExportResult(output, manifest, state.report)
+
+
+def _read_evaluation(config: ExportConfig, task: str, source: Source) -> Evaluation | None:
+    labels = label_settings(task, source)  # also refuses labels that do not fit the task, before anything is loaded
+    if not config.evaluation:
+        return None
+    if labels is None:
+        return read_evaluation(config.evaluation, task)
+    return read_evaluation(config.evaluation, task, labels.names, labels.function)
 
 
 def _timed(name: str, step: Callable[[State], State], state: State) -> State:

@@ -25,10 +25,22 @@ def quiet(verbose: bool = False) -> Iterator[None]:
         if not verbose:
             logging.disable(logging.WARNING)
         try:
-            with _descriptors_to(2 if verbose else caught.fileno()):
+            with _descriptors_to(2 if verbose else caught.fileno()), _streams_to_descriptors():
                 yield
         finally:
             logging.disable(level)
+
+
+@contextlib.contextmanager
+def _streams_to_descriptors() -> Iterator[None]:
+    """Let Python's streams write to descriptors 1 and 2 also where they do not by themselves, as in a notebook."""
+    with (
+        os.fdopen(os.dup(1), "w", buffering=1, errors="replace") as out,
+        os.fdopen(os.dup(2), "w", buffering=1, errors="replace") as err,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        yield
 
 
 @contextlib.contextmanager

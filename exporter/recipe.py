@@ -1,4 +1,7 @@
-"""Recipes: models this project vouches for, one TOML file each in `models/`, read into a dataclass."""
+"""Recipes: models this project vouches for, one TOML file each in `models/`, read into a dataclass.
+
+Does not look for the model itself: that is source.py. docs/recipes.md says how to write one.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import dataclasses
 import importlib.resources
 import importlib.util
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from onnxpress.exporter.config import ExportConfig, Thresholds
 from onnxpress.runtime.decoding import decode
-from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.errors import InvalidInputError, UnsupportedModelError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +42,22 @@ class Recipe:
     """One file of `models/`."""
 
     name: str
+    """What `onnxpress export` is given; the file is called the same."""
     description: str
+    """What the model is for, in a sentence."""
     task: str
+    language: str
+    licence: str
+    """Of the weights: an SPDX identifier."""
+    parameters_millions: float
+    model_type: str
+    """The architecture, in the words of the model's config.json."""
     source: RecipeSource
+    labels: tuple[str, ...] | None = None
+    """Names of the labels in the model's config.json, in any order; None: the model has none, or they do not matter."""
+    prompts: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Text put before a text, by the name of its use, where the model's card asks for it and its folder does not say
+    so. Goes before what the folder says."""
     export: RecipeExport = RecipeExport()
     thresholds: Thresholds = Thresholds()
 
@@ -53,6 +71,29 @@ class Recipe:
             if folder.is_dir():
                 return folder
         return None
+
+    def check(self, model_config: Mapping[str, Any]) -> None:
+        """Refuse a model that is not the one the recipe was written for.
+
+        Args:
+            model_config: the content of the model's config.json.
+
+        Raises:
+            UnsupportedModelError: its architecture or its labels are others.
+        """
+        found = model_config.get("model_type")
+        if found != self.model_type:
+            raise UnsupportedModelError(
+                f"the recipe {self.name} is for a {self.model_type}, but {self.source.hub} has the model_type {found!r}"
+                " now; export it by its hub id, with --task"
+            )
+        names = model_config.get("id2label")
+        labels = {str(name) for name in names.values()} if isinstance(names, dict) else set()
+        if self.labels is not None and labels != set(self.labels):
+            raise UnsupportedModelError(
+                f"the recipe {self.name} is for the labels {', '.join(self.labels)}, but {self.source.hub} has "
+                f"{', '.join(sorted(labels)) or 'no names of labels'} now; export it by its hub id, with --task"
+            )
 
     def apply(self, config: ExportConfig) -> ExportConfig:
         """The config with what it leaves open filled in from the recipe."""
@@ -93,6 +134,6 @@ def read_recipe(name: str) -> Recipe | None:
         return None
     path = recipes_folder() / f"{name}.toml"
     try:
-        return decode(Recipe, tomllib.loads(path.read_text()))
+        return decode(Recipe, tomllib.loads(path.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, ValueError) as error:
         raise InvalidInputError(f"the recipe {path} is broken: {error}") from error

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import onnxpress
 from onnxpress.exporter import bundling
-from onnxpress.exporter.benchmark import BASELINE
+from onnxpress.exporter.benchmark import baseline_name
 from onnxpress.exporter.gate import DEFAULT_MAX_DROP
 from onnxpress.exporter.page import render_report
 from onnxpress.exporter.state import State, VariantState
 from onnxpress.runtime.machine import describe_machine, versions
+from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.measuring import Measurement
 
 SCHEMA_VERSION = 1
@@ -40,10 +42,8 @@ def build_report(state: State) -> dict[str, Any]:
             "architecture": facts.architecture,
             "parameters": facts.parameters,
             "weights_sha256": state.source.files_sha256,
-            "max_length": facts.tokenizer.max_length,
-            "embedding_dimension": facts.embedding.dimension,
-            "pooling": ", ".join(facts.embedding.modules),
-            "normalized": facts.embedding.normalized,
+            "max_length": facts.settings.tokenizer.max_length,
+            **_head(facts.settings),
         },
         "target": config.target,
         "objective": config.objective,
@@ -59,6 +59,17 @@ def build_report(state: State) -> dict[str, Any]:
     }
 
 
+def _head(settings: TaskSettings) -> dict[str, Any]:
+    """What is particular to the task; null for others."""
+    embedding, labels = settings.embedding, settings.labels
+    return {
+        "embedding_dimension": embedding and embedding.dimension,
+        "pooling": embedding and ", ".join(embedding.modules),
+        "normalized": embedding and embedding.normalized,
+        "labels": labels and list(labels.names),
+    }
+
+
 def _evaluation(state: State) -> dict[str, Any] | None:
     if state.evaluation is None:
         return None
@@ -67,18 +78,21 @@ def _evaluation(state: State) -> dict[str, Any] | None:
         "label": state.evaluation.label,
         "files": list(state.evaluation.files),
         "sha256": state.evaluation.sha256,
-        "samples": len(state.evaluation.pairs),
+        "samples": len(state.evaluation.examples),
     }
 
 
 def _baseline(state: State) -> dict[str, Any] | None:
-    measured = state.measurements.get(BASELINE)
-    if measured is None and state.baseline_accuracy is None:
+    measured = state.measurements.get(baseline_name(state.source))
+    scores = state.baseline_scores
+    # Of an ONNX file always: the page then says what variants were compared with.
+    if measured is None and scores is None and state.source.onnx is None:
         return None
     assert state.facts is not None
     return {
-        "name": BASELINE,
-        "accuracy": _rounded(state.baseline_accuracy),
+        "name": baseline_name(state.source),
+        "accuracy": _rounded(scores.primary if scores else None),
+        "metrics": _rounded_all(scores.metrics if scores else {}),
         **_figures(measured),
         "size_bytes": state.facts.weights_bytes,
     }
@@ -87,8 +101,8 @@ def _baseline(state: State) -> dict[str, Any] | None:
 def _variant(state: State, variant: VariantState) -> dict[str, Any]:
     failed = variant.status == "failed"
     drop = None
-    if variant.accuracy is not None and state.baseline_accuracy is not None:
-        drop = state.baseline_accuracy - variant.accuracy
+    if variant.accuracy is not None and state.baseline_scores is not None:
+        drop = state.baseline_scores.primary - variant.accuracy
     return {
         "name": variant.name,
         "precision": variant.precision,
@@ -98,6 +112,8 @@ def _variant(state: State, variant: VariantState) -> dict[str, Any]:
         "failure": variant.failure,
         "accuracy": _rounded(variant.accuracy),
         "accuracy_drop": _rounded(drop),
+        "metrics": _rounded_all(variant.metrics),
+        "changed_answers": variant.changed_answers,
         "agreement": variant.parity.agreement if variant.parity else None,
         **_figures(state.measurements.get(variant.name)),
         "size_bytes": None if failed else bundling.variant_size_bytes(state, variant.name),
@@ -115,7 +131,7 @@ def _parity(variant: VariantState) -> dict[str, Any] | None:
     document = dataclasses.asdict(variant.parity)
     for entry in (document, *document["cases"]):
         if entry["max_abs_difference"] == float("inf"):  # the run gave nothing that could be compared
-            entry["max_abs_difference"] = entry["min_cosine"] = None
+            entry["max_abs_difference"] = entry["min_cosine"] = entry["rms_error"] = None
     return document | {"first_divergence": variant.first_divergence}
 
 
@@ -132,3 +148,7 @@ def _figures(measured: Measurement | None) -> dict[str, Any]:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
+
+
+def _rounded_all(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in values.items()}

@@ -10,13 +10,13 @@ from onnxpress.exporter.config import ExportConfig, ProgressHook
 from onnxpress.exporter.source import Source
 from onnxpress.exporter.stepcache import StepCache
 from onnxpress.quantize.graphs import PassReport
-from onnxpress.runtime.evaluation import Evaluation
-from onnxpress.runtime.manifest import EmbeddingSettings, SessionSettings, Tensor, TokenizerSettings
+from onnxpress.runtime.evaluation import Evaluation, Scores
+from onnxpress.runtime.manifest import SessionSettings, TaskSettings, Tensor
 from onnxpress.runtime.measuring import Measurement
 from onnxpress.runtime.verification import Case, Parity
 
 if TYPE_CHECKING:
-    from onnxpress.exporter.loading import LoadedModel
+    from onnxpress.exporter.reference import Reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +25,9 @@ class ModelFacts:
 
     architecture: str
     parameters: int
-    max_positions: int
-    vocabulary: int
-    input_names: tuple[str, ...]
-    tokenizer: TokenizerSettings
-    embedding: EmbeddingSettings
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    settings: TaskSettings
     weights_bytes: int
 
 
@@ -59,6 +57,11 @@ class VariantState:
     parity: Parity | None = None
     first_divergence: dict[str, Any] | None = None
     accuracy: float | None = None
+    """The evaluation's primary figure, in points."""
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    """All its figures."""
+    changed_answers: int | None = None
+    """Evaluation examples that the reference answers otherwise; None: not counted for this task."""
     notes: tuple[str, ...] = ()
 
 
@@ -81,14 +84,13 @@ class State:
     """Whether the running step has found everything in the cache so far."""
     timings: tuple[dict[str, Any], ...] = ()
     facts: ModelFacts | None = None
-    loaded: LoadedModel | None = None
+    loaded: Reference | None = None
+    """Only until the graph is there; its copy of the weights is then given back."""
     cases: tuple[Case, ...] = ()
-    inputs: tuple[Tensor, ...] = ()
-    outputs: tuple[Tensor, ...] = ()
     traced: Path | None = None
     fused: Graph | None = None
     variants: tuple[VariantState, ...] = ()
-    baseline_accuracy: float | None = None
+    baseline_scores: Scores | None = None
     measurements: dict[str, Measurement] = dataclasses.field(default_factory=dict)
     workload_facts: dict[str, Any] | None = None
     default: str | None = None

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 from onnx.external_data_helper import load_external_data_for_model
 
 from onnxpress.runtime.errors import InvalidBundleError
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,13 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
         location=data.name,
         size_threshold=1024,
     )
+
+
+def save_program(program: onnx_ir.Model, path: Path) -> None:
+    """`save_graph` for a graph of onnx_ir, which stays as it is."""
+    import onnx_ir  # takes as long to import as all of onnxpress
+
+    onnx_ir.save(program, str(path), external_data=f"{path.name}.data")
 
 
 def check_structure(path: Path) -> None:

@@ -36,6 +36,12 @@ def plan_batches(lengths: Sequence[int], tokens_per_batch: int = TOKENS_PER_BATC
     return batches
 
 
+def plan_fixed(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Indices into `lengths` in batches of `size`, longest sequences first."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 def tokens_per_batch(lengths: Sequence[int], workers: int) -> int:
     """Tokens for each batch so that all workers end at about the same time: the number of batches is a multiple of
     `workers`, unless the texts are so few that this would make tiny ones."""

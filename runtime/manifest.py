@@ -13,10 +13,16 @@ from typing import Any, Literal
 from onnxpress.runtime.decoding import decode
 from onnxpress.runtime.errors import InvalidBundleError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-# Functions from an older document to the next version, so that older bundles stay readable: {1: upgrade_1_to_2, ...}.
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+def _upgrade_1_to_2(document: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 knew sentence embedders only."""
+    return document | {"schema_version": 2, "labels": None, "mask": None}
+
+
+# Functions from an older document to the next version, so that older bundles stay readable.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _upgrade_1_to_2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,9 @@ class TokenizerSettings:
     max_length: int
     """Tokens per text including special tokens; longer texts are truncated."""
     pad_id: int
+    padding_side: Literal["right", "left"] = "right"
+    pad_type_id: int = 0
+    """The segment (`token_type_ids`) of padding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +69,36 @@ class EmbeddingSettings:
     """False: a prompt's tokens are attended to but left out of pooling, through the input `pooling_mask`."""
     prompts: dict[str, str]
     default_prompt_name: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSettings:
+    """What the numbers of the output `logits` stand for."""
+
+    names: tuple[str, ...]
+    """In the order of the logits."""
+    function: Literal["softmax", "sigmoid", "identity"]
+    """What makes scores of logits: softmax where one label is right, sigmoid where each is right or not, identity for
+    a model that predicts numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskSettings:
+    """The token a fill-mask model replaces."""
+
+    token: str
+    id: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSettings:
+    """What a task needs to know beside the graph: the part of the manifest that a model in PyTorch has too."""
+
+    task: str
+    tokenizer: TokenizerSettings
+    embedding: EmbeddingSettings | None
+    labels: LabelSettings | None
+    mask: MaskSettings | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +132,12 @@ class Variant:
     """Paths of every file the variant needs, the ONNX file and its external data."""
     size_bytes: int
     session: SessionSettings
-    parity_kind: Literal["max_abs", "cosine"]
+    parity_kind: Literal["max_abs", "cosine", "rms"]
     """How `onnxpress verify` compares it with PyTorch, and the bound (runtime/verification.py)."""
     parity_threshold: float
     accuracy: float | None = None
     agreement: float | None = None
-    """Mean cosine similarity with PyTorch float32 on the real texts of the verification inputs."""
+    """Mean cosine similarity with the reference on the real texts of the verification inputs."""
     latency_ms: float | None = None
     """Median time of one short text, tokenization included."""
     texts_per_second: float | None = None
@@ -117,6 +156,11 @@ class Manifest:
     architecture: str
     tokenizer: TokenizerSettings
     embedding: EmbeddingSettings | None
+    """For the task feature-extraction."""
+    labels: LabelSettings | None
+    """For the tasks that classify texts or tokens, and for text-ranking."""
+    mask: MaskSettings | None
+    """For the task fill-mask."""
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     files: tuple[FileRecord, ...]
@@ -126,6 +170,11 @@ class Manifest:
     machine: dict[str, Any]
     """The machine the figures were measured on (see `runtime/machine.py`)."""
     versions: dict[str, str]
+
+    @property
+    def settings(self) -> TaskSettings:
+        """The part that the classes in `runtime/tasks` read."""
+        return TaskSettings(self.task, self.tokenizer, self.embedding, self.labels, self.mask)
 
     def variant(self, name: str | None) -> Variant:
         """The variant called `name`, or the default one.

@@ -5,26 +5,121 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal, overload
 
 from onnxpress.runtime.bundle import open_bundle
-from onnxpress.runtime.embedder import Embedder
+from onnxpress.runtime.encoder import Encoder, SessionGraph
 from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError
 from onnxpress.runtime.machine import usable_cores
 from onnxpress.runtime.providers import choose_providers
 from onnxpress.runtime.session import import_onnxruntime
+from onnxpress.runtime.tasks import TASKS
+from onnxpress.runtime.tasks.answering import Reader
+from onnxpress.runtime.tasks.base import TaskModel
+from onnxpress.runtime.tasks.classification import Classifier
+from onnxpress.runtime.tasks.embedding import Embedder
+from onnxpress.runtime.tasks.filling import Filler
+from onnxpress.runtime.tasks.ranking import Reranker
+from onnxpress.runtime.tasks.tagging import Tagger
+from onnxpress.runtime.tokenizer import Tokenizer
 from onnxpress.runtime.verifying import is_verified_here
 
-# Where a new task is added: the task's name in the manifest, and the class that serves it.
-TASKS = {"feature-extraction": Embedder}
+Providers = str | Sequence[str] | None
+
+
+@overload
+def load(
+    path: str | Path,
+    variant: str | None = ...,
+    providers: Providers = ...,
+    threads: int | None = ...,
+    verify: bool = ...,
+    *,
+    task: Literal["feature-extraction"],
+) -> Embedder: ...
+
+
+@overload
+def load(
+    path: str | Path,
+    variant: str | None = ...,
+    providers: Providers = ...,
+    threads: int | None = ...,
+    verify: bool = ...,
+    *,
+    task: Literal["text-classification", "zero-shot-classification"],
+) -> Classifier: ...
+
+
+@overload
+def load(
+    path: str | Path,
+    variant: str | None = ...,
+    providers: Providers = ...,
+    threads: int | None = ...,
+    verify: bool = ...,
+    *,
+    task: Literal["text-ranking"],
+) -> Reranker: ...
+
+
+@overload
+def load(
+    path: str | Path,
+    variant: str | None = ...,
+    providers: Providers = ...,
+    threads: int | None = ...,
+    verify: bool = ...,
+    *,
+    task: Literal["token-classification"],
+) -> Tagger: ...
+
+
+@overload
+def load(
+    path: str | Path,
+    variant: str | None = ...,
+    providers: Providers = ...,
+    threads: int | None = ...,
+    verify: bool = ...,
+    *,
+    task: Literal["question-answering"],
+) -> Reader: ...
+
+
+@overload
+def load(
+    path: str | Path,
+    variant: str | None = ...,
+    providers: Providers = ...,
+    threads: int | None = ...,
+    verify: bool = ...,
+    *,
+    task: Literal["fill-mask"],
+) -> Filler: ...
+
+
+@overload
+def load(
+    path: str | Path,
+    variant: str | None = ...,
+    providers: Providers = ...,
+    threads: int | None = ...,
+    verify: bool = ...,
+    *,
+    task: None = ...,
+) -> Any: ...
 
 
 def load(
     path: str | Path,
     variant: str | None = None,
-    providers: str | Sequence[str] | None = None,
+    providers: Providers = None,
     threads: int | None = None,
     verify: bool = False,
-) -> Embedder:
+    *,
+    task: str | None = None,
+) -> TaskModel:
     """Open a bundle for serving.
 
     Args:
@@ -34,6 +129,11 @@ def load(
             cannot be used is an error. None: what the variant was made for, where this machine has it, else the CPU.
         threads: CPU threads to use; None for the cores this process may use.
         verify: hash every file first.
+        task: what the bundle must be for; another one is then an error, and type checkers know the class.
+
+    Returns:
+        an object of the task's class in `onnxpress.runtime.tasks`: `Embedder`, `Classifier`, `Reranker`, `Tagger`,
+        `Reader` or `Filler`.
 
     Raises:
         InvalidBundleError: the bundle is broken, or has no such variant or task.
@@ -43,12 +143,17 @@ def load(
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise InvalidInputError(f"threads is {threads!r}; give a whole number of at least 1, or None")
     bundle = open_bundle(path, verify=verify)
-    chosen = bundle.manifest.variant(variant)
-    task = bundle.manifest.task
-    if task not in TASKS or bundle.manifest.embedding is None:
+    manifest = bundle.manifest
+    chosen = manifest.variant(variant)
+    if manifest.task not in TASKS:
         raise InvalidBundleError(
-            f"the bundle's task is {task!r}, this onnxpress serves: {', '.join(TASKS)}; upgrade onnxpress"
+            f"the bundle's task is {manifest.task!r}, this onnxpress serves: {', '.join(TASKS)}; upgrade onnxpress"
         )
+    if task is not None and task != manifest.task:
+        raise InvalidBundleError(f"the bundle {path} is for {manifest.task}, {task} was asked for")
+    serves = TASKS[manifest.task]
+    if serves.needs is not None and getattr(manifest.settings, serves.needs) is None:
+        raise InvalidBundleError(f"the manifest says nothing under {serves.needs!r}, which {manifest.task} needs")
     import_onnxruntime()
     chosen_providers = choose_providers(providers, chosen.target)
     if chosen.status == "unverified" and not is_verified_here(bundle, chosen, chosen_providers[0]):
@@ -56,4 +161,7 @@ def load(
             f"variant {chosen.name!r} is not verified on {chosen_providers[0]}; run `onnxpress verify {path}` here",
             stacklevel=2,
         )
-    return TASKS[task](bundle, chosen, chosen_providers, threads or usable_cores())
+    tokenizer = Tokenizer(bundle.path_of(manifest.tokenizer.file), manifest.tokenizer)
+    graph = SessionGraph(bundle, chosen, chosen_providers, threads or usable_cores())
+    encoder = Encoder(graph, manifest.tokenizer, manifest.inputs, manifest.outputs)
+    return serves(encoder, tokenizer, manifest.settings)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnxpress.runtime.errors import InvalidBundleError, ProviderError
 from onnxpress.runtime.manifest import SessionSettings
@@ -77,6 +77,17 @@ def make_session(
             "(CUDA, cuDNN, TensorRT) are probably missing or of another version"
         )
     return session
+
+
+def runner(
+    session: onnxruntime.InferenceSession, outputs: Sequence[str]
+) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
+    """A function from graph inputs to the named outputs."""
+
+    def run(feeds: dict[str, Any]) -> Mapping[str, Any]:
+        return dict(zip(outputs, session.run(list(outputs), feeds), strict=True))
+
+    return run
 
 
 def _first_line(error: Exception) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError
 from onnxpress.runtime.manifest import TokenizerSettings
@@ -16,9 +17,13 @@ MAX_TEXT_CHARACTERS = 500_000
 """Longer texts are refused: all of a text is tokenized before it is cut to the model's length, so one of them could
 keep a processor busy for seconds, and nearly all of its content would be dropped."""
 
+TextOrPair = str | tuple[str, str]
+Cut = Literal["longest_first", "only_first", "only_second"]
+"""Which text of a pair loses tokens when both together are too long."""
+
 
 class Tokenizer:
-    """A loaded tokenizer with the bundle's truncation."""
+    """A loaded tokenizer with the bundle's truncation. Safe to call from many threads."""
 
     def __init__(self, path: Path, settings: TokenizerSettings) -> None:
         """
@@ -28,45 +33,108 @@ class Tokenizer:
         import tokenizers
 
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self.backend = tokenizers.Tokenizer.from_file(str(path))
         # tokenizers raises plain Exception for every malformed file.
         except Exception as error:
             raise InvalidBundleError(
                 f"{path} is not a readable tokenizer ({error}); export the bundle again"
             ) from error
         self.settings = settings
-        self._tokenizer.no_padding()
-        side = (self._tokenizer.truncation or {}).get("direction", "right")
-        self._tokenizer.enable_truncation(settings.max_length, direction=side)
+        self.backend.no_padding()
+        self._side = (self.backend.truncation or {}).get("direction", "right")
+        self.backend.enable_truncation(settings.max_length, direction=self._side)
+        # Truncation is a state of the tokenizer, not an argument of a call: each kind gets a copy of its own.
+        self._copies: dict[tuple[Cut, int, int], tokenizers.Tokenizer] = {
+            ("longest_first", 0, settings.max_length): self.backend
+        }
+        self._lock = threading.Lock()
 
-    def encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        """Token ids of each text, special tokens added, cut to the maximum length; no padding.
+    def encode(
+        self,
+        texts: Sequence[TextOrPair],
+        cut: Cut = "longest_first",
+        stride: int | None = None,
+        max_length: int | None = None,
+    ) -> list[tokenizers.Encoding]:
+        """Token ids of each text or pair of texts, special tokens added, cut to the maximum length; no padding.
+
+        Args:
+            texts: texts, or pairs as tuples.
+            cut: which text of a pair is cut.
+            stride: with a number, the rest of a long text is in `overflowing` of its encoding, as further windows that
+                share so many tokens with their neighbours, and encodings have character offsets.
+            max_length: tokens of a window, at most the model's, which is the default.
 
         Raises:
-            InvalidInputError: an item is not a text, or is longer than `MAX_TEXT_CHARACTERS`; the text gives its index.
+            InvalidInputError: an item is not a text, or is longer than `MAX_TEXT_CHARACTERS`, or the text of a pair
+                that must not be cut leaves no room for the other; the message gives the item's index.
         """
         prepared = [self._prepare(index, text) for index, text in enumerate(texts)]
+        backend = self._backend(cut, stride or 0, max_length or self.settings.max_length)
         try:
             if len(prepared) == 1:  # no thread hand-over for one text
-                return [self._tokenizer.encode(prepared[0])]
-            encodings: list[tokenizers.Encoding] = self._tokenizer.encode_batch_fast(prepared)
+                return [_encode_one(backend, prepared[0])]
+            # The fast form leaves out the offsets; who asks for windows needs them.
+            encode = backend.encode_batch_fast if stride is None else backend.encode_batch
+            encodings: list[tokenizers.Encoding] = encode(prepared)
             return encodings
         except (TypeError, UnicodeEncodeError) as error:
             raise InvalidInputError(_unencodable(prepared)) from error
+        # tokenizers raises plain Exception when it cannot cut.
+        except Exception as error:
+            raise InvalidInputError(self._too_long(prepared, backend, cut, error)) from error
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens that a prompt takes at the front of a text: its own and the special tokens before them."""
-        return prompt_length(self._tokenizer, prompt)
+        return prompt_length(self.backend, prompt)
 
-    def _prepare(self, index: int, text: str) -> str:
-        if not isinstance(text, str):
-            raise InvalidInputError(f"text {index} is of type {type(text).__name__}; give a str")
-        if len(text) > MAX_TEXT_CHARACTERS:
-            raise InvalidInputError(
-                f"text {index} has {len(text):,} characters, the limit is {MAX_TEXT_CHARACTERS:,}; split it "
-                f"(the model reads {self.settings.max_length} tokens at most)"
-            )
-        return text
+    def _backend(self, cut: Cut, stride: int, max_length: int) -> tokenizers.Tokenizer:
+        import tokenizers
+
+        with self._lock:
+            key = (cut, stride, max_length)
+            if key not in self._copies:
+                if len(self._copies) > _MOST_COPIES:
+                    self._copies = {("longest_first", 0, self.settings.max_length): self.backend}
+                copy = tokenizers.Tokenizer.from_str(self.backend.to_str())
+                copy.enable_truncation(max_length, stride=stride, strategy=cut, direction=self._side)
+                self._copies[key] = copy
+            return self._copies[key]
+
+    def _prepare(self, index: int, item: TextOrPair) -> TextOrPair:
+        texts = item if isinstance(item, tuple) else (item,)
+        if isinstance(item, tuple) and len(item) != 2:
+            raise InvalidInputError(f"text {index} is a tuple of {len(item)}; a pair of texts has two")
+        for text in texts:
+            if not isinstance(text, str):
+                raise InvalidInputError(f"text {index} is of type {type(text).__name__}; give a str")
+            if len(text) > MAX_TEXT_CHARACTERS:
+                raise InvalidInputError(
+                    f"text {index} has {len(text):,} characters, the limit is {MAX_TEXT_CHARACTERS:,}; split it "
+                    f"(the model reads {self.settings.max_length} tokens at most)"
+                )
+        return item
+
+    def _too_long(self, texts: Sequence[TextOrPair], backend: tokenizers.Tokenizer, cut: Cut, error: Exception) -> str:
+        """The sentence for the first pair whose other text alone is too long."""
+        for index, text in enumerate(texts):
+            try:
+                _encode_one(backend, text)
+            # The same plain Exception as for all of them together.
+            except Exception:  # noqa: BLE001
+                whole = "first" if cut == "only_second" else "second"
+                return (
+                    f"the {whole} text of pair {index} leaves no room for the other: the model reads "
+                    f"{self.settings.max_length} tokens of both together; shorten it"
+                )
+        return f"the texts cannot be tokenized: {error}"
+
+
+_MOST_COPIES = 16  # of a tokenizer that may hold a vocabulary of 250,000
+
+
+def _encode_one(backend: tokenizers.Tokenizer, text: TextOrPair) -> tokenizers.Encoding:
+    return backend.encode(*text) if isinstance(text, tuple) else backend.encode(text)
 
 
 def prompt_length(tokenizer: tokenizers.Tokenizer, prompt: str) -> int:
@@ -76,11 +144,12 @@ def prompt_length(tokenizer: tokenizers.Tokenizer, prompt: str) -> int:
     return len(special) - 1 if special and special[-1] else len(special)
 
 
-def _unencodable(texts: Sequence[str]) -> str:
+def _unencodable(texts: Sequence[TextOrPair]) -> str:
     """The sentence for a text with lone surrogates, which no UTF-8 has."""
-    for index, text in enumerate(texts):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            return f"text {index} has a lone surrogate at position {error.start}, so it is not valid Unicode"
+    for index, item in enumerate(texts):
+        for text in item if isinstance(item, tuple) else (item,):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                return f"text {index} has a lone surrogate at position {error.start}, so it is not valid Unicode"
     return "a text is not valid Unicode"

@@ -16,8 +16,8 @@ from onnxpress.runtime.machine import describe_machine, usable_cores
 from onnxpress.runtime.manifest import Variant
 from onnxpress.runtime.paths import user_cache, write_atomically
 from onnxpress.runtime.providers import choose_providers, require_target
-from onnxpress.runtime.session import make_session
-from onnxpress.runtime.verification import CASES_FILE, OUTPUT, FloatArray, IntArray, check_parity, load_cases
+from onnxpress.runtime.session import make_session, runner
+from onnxpress.runtime.verification import CASES_FILE, check_parity, load_cases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +48,15 @@ def verify_variant(
     session = make_session(
         bundle.model_path(variant), variant.session, threads=threads or usable_cores(), providers=chosen
     )
-
-    def run(feeds: dict[str, IntArray]) -> FloatArray:
-        output: FloatArray = session.run([OUTPUT], feeds)[0]
-        return output
-
     cases = load_cases(bundle.path_of(CASES_FILE))
-    parity = check_parity(run, cases, variant.parity_kind, variant.parity_threshold)
+    outputs = bundle.manifest.outputs
+    parity = check_parity(
+        runner(session, [tensor.name for tensor in outputs]),
+        cases,
+        outputs,
+        variant.parity_kind,
+        variant.parity_threshold,
+    )
     sentence = parity.failure() or (
         f"passed on {chosen[0]}: largest difference {parity.max_abs_difference:.2g}, lowest cosine similarity "
         f"{parity.min_cosine:.5f} over {len(cases)} inputs"

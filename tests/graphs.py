@@ -19,7 +19,7 @@ from onnxpress.exporter.config import ExportConfig
 from onnxpress.exporter.loading import LoadedModel, load_model
 from onnxpress.exporter.quiet import quiet
 from onnxpress.exporter.source import Source, resolve_source
-from onnxpress.quantize.graphs import load_graph, save_graph
+from onnxpress.quantize.graphs import load_graph, save_graph, save_program
 from onnxpress.runtime.verification import Case
 
 TASK = "feature-extraction"
@@ -46,12 +46,12 @@ class Traced:
         return load_graph(self.path)
 
 
-def trace_folder(folder: Path, target: Path) -> Traced:
-    """Load and trace a model folder; the graph goes to `target`/model.onnx."""
+def trace_folder(folder: Path, target: Path, task: str = TASK) -> Traced:
+    """Load and trace a model folder for a task; the graph goes to `target`/model.onnx."""
     source = resolve_source(str(folder), ExportConfig())
     with quiet():
-        model = load_model(source, TASK, ExportConfig())
-        tracing.save(tracing.trace(model), target / "model.onnx")
+        model = load_model(source, task, ExportConfig())
+        save_program(tracing.trace(model), target / "model.onnx")
         return Traced(source, model, target / "model.onnx", make_cases(model))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,9 +38,10 @@ def state(folder: Path, config: ExportConfig, measured: bool = True, **status: s
         for name in RATE
     }
     unused: Any = None
+    pytorch: Any = SimpleNamespace(onnx=None, reference="PyTorch")
     return State(
         config=config,
-        source=unused,
+        source=pytorch,
         task="feature-extraction",
         evaluation=None,
         folder=folder,

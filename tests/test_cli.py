@@ -37,7 +37,7 @@ def test_the_summary_is_the_only_thing_on_stdout(tiny_model: Path, tmp_path: Pat
     assert summary["bundle"] == str(tmp_path / "b")
     assert [variant["name"] for variant in summary["variants"]] == ["fp32", "int8"]
     assert summary["default_variant"] in ("fp32", "int8")
-    for words in ("trace the graph", "verify against PyTorch", "seal the bundle", "report.html", "default: "):
+    for words in ("trace the graph", "verify against the model", "seal the bundle", "report.html", "default: "):
         assert words in captured.stderr
     assert "Warning" not in captured.stderr
 

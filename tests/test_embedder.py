@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import onnxpress
-from onnxpress.runtime.embedder import Embedder
 from onnxpress.runtime.errors import ForkError, InvalidInputError, ProviderError
+from onnxpress.runtime.tasks import Embedder
 from onnxpress.runtime.tokenizer import MAX_TEXT_CHARACTERS
 from tests.models import make_embedder
 

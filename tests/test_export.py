@@ -13,7 +13,7 @@ import pytest
 
 import onnxpress
 from onnxpress.exporter import ExportConfig, Thresholds
-from onnxpress.exporter.baseline import make_embed
+from onnxpress.exporter.baseline import load_baseline
 from onnxpress.exporter.source import resolve_source
 from onnxpress.runtime.bundle import open_bundle
 from onnxpress.runtime.errors import VerificationError
@@ -41,7 +41,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_variant_agrees_with_pytorch(tiny_model: Path, tiny_bundle: Path) -> None:
     config = ExportConfig()
     source = resolve_source(str(tiny_model), config)
-    expected = make_embed(source, "feature-extraction", config)(TEXTS)
+    expected = load_baseline(source, "feature-extraction", config).embed(TEXTS)
     for variant, bound in (("fp32", 2e-6), ("fp16", 5e-3), ("int8", 0.1)):
         found = onnxpress.load(tiny_bundle, variant=variant).embed(TEXTS)
         assert found.dtype == np.float32
@@ -135,7 +135,7 @@ def test_a_variant_that_loses_accuracy_is_left_out(tiny_model: Path, tmp_path: P
     words = ["the", "order", "was", "not", "sent", "cat", "dog", "where", "is", "my", "parcel"]
     texts = [" ".join(rng.choice(words, 5)) for _ in range(600)]
     config = ExportConfig()
-    vectors = make_embed(resolve_source(str(tiny_model), config), "feature-extraction", config)(texts)
+    vectors = load_baseline(resolve_source(str(tiny_model), config), "feature-extraction", config).embed(texts)
     similarities = (vectors[0::2] * vectors[1::2]).sum(axis=1)
     rows = [f"{value:.7f}\t{texts[2 * i]}\t{texts[2 * i + 1]}" for i, value in enumerate(similarities)]
     (tmp_path / "pairs.tsv").write_text("\n".join(rows))

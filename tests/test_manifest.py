@@ -18,7 +18,9 @@ from onnxpress.runtime.manifest import (
     SCHEMA_VERSION,
     EmbeddingSettings,
     FileRecord,
+    LabelSettings,
     Manifest,
+    MaskSettings,
     SessionSettings,
     Source,
     Tensor,
@@ -34,8 +36,10 @@ MANIFEST = Manifest(
     source=Source("tiny", "/models/tiny", None, "ab" * 32),
     task="feature-extraction",
     architecture="BertModel",
-    tokenizer=TokenizerSettings("tokenizer.json", max_length=32, pad_id=0),
+    tokenizer=TokenizerSettings("tokenizer.json", max_length=32, pad_id=0, padding_side="right", pad_type_id=0),
     embedding=EmbeddingSettings(8, ("Transformer", "Pooling (mean)"), True, "cosine", False, {"query": "Q: "}, None),
+    labels=LabelSettings(("negative", "positive"), "softmax"),
+    mask=MaskSettings("[MASK]", 4),
     inputs=(Tensor("input_ids", "int64", ("batch", "sequence")),),
     outputs=(Tensor("sentence_embedding", "float", ("batch", "8")),),
     files=(FileRecord("tokenizer.json", 3, "cd" * 32), FileRecord("fp32/model.onnx", 5, "ef" * 32)),
@@ -158,6 +162,15 @@ def test_a_newer_schema_asks_for_a_newer_onnxpress() -> None:
     document = changed("schema_version", to=SCHEMA_VERSION + 1) | {"tomorrow": 1}
     with pytest.raises(InvalidBundleError, match=f"schema version {SCHEMA_VERSION + 1}, .*upgrade onnxpress"):
         parse(document)
+
+
+def test_a_bundle_of_the_first_version_is_read() -> None:
+    document = changed("schema_version", to=1)
+    for key in ("labels", "mask"):
+        del document[key]
+    for key in ("padding_side", "pad_type_id"):
+        del document["tokenizer"][key]
+    assert parse(document) == dataclasses.replace(MANIFEST, labels=None, mask=None)
 
 
 def test_an_older_schema_is_upgraded_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:

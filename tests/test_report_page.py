@@ -22,11 +22,15 @@ from tests.report_fixtures import (
     HOSTILE,
     Report,
     all_reports,
+    classifier,
     full_report,
     hostile,
     one_survivor,
+    pressed_from_onnx,
     six_variants,
+    tagger,
     unmeasured,
+    with_logits,
     without_evaluation,
 )
 
@@ -189,7 +193,7 @@ def test_headings_name_units() -> None:
     heading = Page(render_report(full_report())).rows("All variants")["Variant"]
     assert heading == [
         "Status",
-        "Accuracy Spearman correlation x 100",
+        "Spearman correlation x 100",
         "Drop points, at most 1",
         "Latency p50 ms, 16 tokens",
         "Throughput texts/s, best batch",
@@ -197,6 +201,74 @@ def test_headings_name_units() -> None:
         "Cold start s",
         "Size MB",
     ]
+
+
+def test_every_figure_of_the_evaluation_has_a_column_and_the_primary_one_comes_first() -> None:
+    rows = Page(render_report(classifier())).rows("All variants")
+    assert rows["Variant"][1:5] == ["Accuracy %", "Drop points, at most 1", "Macro F1 x 100", "Changed answers of 872"]
+    assert rows["PyTorch eager"][1:5] == ["88.19", "–", "88.18", "–"]
+    assert rows["fp16"][1:5] == ["88.19", "0.00", "88.18", "0"]
+    assert rows["int8 default"][1:5] == ["88.42", "−0.23", "88.40", "12"]
+
+
+@pytest.mark.parametrize(
+    ("label", "keys", "headings"),
+    [
+        ("entity F1 x 100", ("f1", "precision", "recall"), ["Entity F1 x 100", "Precision %", "Recall %"]),
+        ("answer F1 x 100", ("f1", "exact_match"), ["Answer F1 x 100", "Exact match %"]),
+        ("MRR@10 x 100", ("mrr_at_10", "ndcg_at_10"), ["MRR@10 x 100", "nDCG@10 x 100"]),
+        ("first proposal right, %", ("top_1", "top_5"), ["Top-1 first proposal right, %", "Top-5 %"]),
+        ("Spearman correlation x 100", ("spearman", "pearson"), ["Spearman correlation x 100", "Pearson x 100"]),
+        ("my figure", ("my_figure", "my_other"), ["My figure", "My other"]),
+    ],
+)
+def test_figures_have_plain_names(label: str, keys: tuple[str, ...], headings: list[str]) -> None:
+    scores = {key: [90.0, 90.0, 90.0, 89.5] for key in keys}
+    report = with_logits("any-task", label, scores, (0, 0, 0), None)
+    heading = Page(render_report(report)).rows("All variants")["Variant"]
+    assert [heading[1], *heading[3:-6]] == headings
+
+
+def test_the_header_says_how_many_answers_changed() -> None:
+    text = " ".join(Page(render_report(classifier())).text.split())
+    assert "Accuracy change" in text
+    assert "88.42 against 88.19" in text
+    assert "12 of 872 answers changed" in text
+    assert "answers changed" not in Page(render_report(full_report())).text
+
+
+def test_models_without_embeddings_are_not_spoken_of_as_embedders() -> None:
+    text = Page(render_report(classifier())).text
+    assert "negative, positive" in text
+    assert "2 labels" in text
+    for word in ("dimension", "Pooling", "Normalized", "embedding"):
+        assert word not in text
+    assert "labels" not in Page(render_report(full_report())).text
+
+
+def test_of_many_labels_the_first_few_are_named() -> None:
+    report = classifier()
+    report["model"]["labels"] = [f"topic {number}" for number in range(1500)]
+    text = Page(render_report(report)).text
+    assert "1,500 labels" in text
+    assert "topic 0, topic 1," in text
+    assert "topic 9, … (1,500 in all)" in text
+    assert "topic 10" not in text
+
+
+def test_another_baseline_is_called_by_its_name() -> None:
+    html = render_report(pressed_from_onnx())
+    page = Page(html)
+    assert "PyTorch" not in html
+    assert "ONNX file as given" in page.rows("All variants and the ONNX file as given")
+    text = " ".join(page.text.split())
+    for sentence in (
+        "Parity with the ONNX file as given",
+        "Every variant computes the same inputs as the ONNX file as given does.",
+        "The ONNX file as given and every variant ran in processes of their own",
+        "lowest accepted: the ONNX file as given − 1",
+    ):
+        assert sentence in text
 
 
 def test_failed_variants_show_a_reason_and_no_figures() -> None:
@@ -241,6 +313,24 @@ def test_every_case_of_every_variant_is_in_the_parity_table() -> None:
             assert f"{case['min_cosine']:.6f}" in shown
             assert ("✓ passed" in shown) == case["passed"]
             assert ("failed" in shown) != case["passed"]
+
+
+def test_logits_are_compared_by_their_rms_error() -> None:
+    report = tagger()
+    page = Page(render_report(report))
+    rows = page.rows("Parity with PyTorch")
+    assert "difference ≤ 1×10⁻⁴ × max(1, max |output|) 12 of 12 passed" in rows["Case"][0]
+    assert "RMS error ≤ 0.03 11 of 12 passed" in rows["Case"][1]
+    assert "RMS error ≤ 0.2 12 of 12 passed" in rows["Case"][2]
+    for index, variant in enumerate(report["variants"]):
+        for case in variant["parity"]["cases"]:
+            shown = rows[case["name"]][index]
+            assert scientific(case["max_abs_difference"]) in shown
+            assert scientific(case["rms_error"]) in shown
+    assert "0.0520" in rows["Worst of all cases"][1]
+    assert "cosine" not in page.text
+    html = render_report(report)
+    assert html.count('<span class="decides">0.0520</span>') == 2  # the case, and the worst of all
 
 
 def test_cases_with_the_same_name_are_all_listed() -> None:

@@ -166,7 +166,7 @@ def test_a_text_at_the_limit_is_read_and_one_beyond_is_refused(pair: Pair) -> No
         tokenizer.encode(["short", "x" * (MAX_TEXT_CHARACTERS + 1)])
 
 
-@pytest.mark.parametrize("item", [None, 5, b"bytes", ["list"], ("a", "b")])
+@pytest.mark.parametrize("item", [None, 5, b"bytes", ["list"], {"text": "a"}])
 def test_what_is_no_text_is_refused_with_its_index(pair: Pair, item: Any) -> None:
     _, make = pair
     with pytest.raises(InvalidInputError, match=rf"text 1 is of type {type(item).__name__}; give a str"):

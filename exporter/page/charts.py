@@ -98,7 +98,7 @@ def _longest(bars: Sequence[Bar]) -> float:
 
 
 def _panel(panel: Panel, width: float, longest: float) -> list[Html]:
-    left = min(0.46 * width, 12 + max(text_width(bar.label, FONT) for bar in panel.bars))
+    left = min(0.52 * width, 12 + max(text_width(bar.label, FONT) for bar in panel.bars))
     figures = [text_width(bar.shown, FONT) for bar in panel.bars if bar.value is not None]
     room = width - left - max(figures, default=0.0) - 10
     bottom = _PANEL_TITLE + _ROW * len(panel.bars)

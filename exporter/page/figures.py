@@ -19,18 +19,22 @@ from onnxpress.exporter.page.values import (
     accuracy_decimals,
     all_series,
     baseline_series,
+    capitalized,
     figure,
     fixed,
     megabytes,
+    metrics,
     number,
     part,
+    reference,
     reference_tokens,
     significant,
 )
 
 # Pixels inside a card, on a desktop, a tablet and a phone 390 pixels wide. The names are those of report.css.
 _WIDTHS = {"wide": 976.0, "medium": 620.0, "narrow": 322.0}
-_LIMIT_SHARE = 0.03  # a limit further from PyTorch than this share of its accuracy would squeeze the points together
+# A limit further from the baseline than this share of its accuracy would squeeze the points together.
+_LIMIT_SHARE = 0.03
 
 
 def accuracy_chart(report: Report) -> Html | None:
@@ -45,7 +49,7 @@ def accuracy_chart(report: Report) -> Html | None:
             points.append(Point(row.label, x, y, _point_tip(report, row), _kind(row)))
     if not points:
         return None
-    # What does not show in the figures does not decide: PyTorch is not "more accurate" in the seventh decimal.
+    # What does not show in the figures does not decide: nobody is "more accurate" in the seventh decimal.
     front = pareto_front([(round(point.x, 2), round(point.y, decimals)) for point in points])
     on_front = [points[index].label for index in front]
     title = f"{_accuracy_name(report)} and latency of every variant"
@@ -61,7 +65,7 @@ def accuracy_chart(report: Report) -> Html | None:
         size = (width, min(420.0, 270 + 0.2 * width))
         return scatter_chart(name, title, description, points, front, axes, size, _drop_limit(report))
 
-    below = [_scatter_legend(points, front)]
+    below = [_scatter_legend(report, points, front)]
     if missing:
         below.append(element("p", f"Not in this chart: {', '.join(missing)}.", class_="remark"))
     return _figure("accuracy-chart", draw, below)
@@ -199,13 +203,13 @@ def _point_tip(report: Report, row: Series) -> str:
 
 
 def _accuracy_name(report: Report) -> str:
-    return "Accuracy" if report.get("evaluation") else "Agreement"
+    return next((metric.title for metric in metrics(report)), "Agreement")
 
 
 def _axis_title(report: Report) -> str:
     if not report.get("evaluation"):
-        return "Agreement with PyTorch"
-    return str(part(report, "evaluation").get("label") or "Accuracy")
+        return f"Agreement with {reference(report)}"
+    return capitalized(str(part(report, "evaluation").get("label") or _accuracy_name(report)))
 
 
 def _ceiling(report: Report) -> float:
@@ -219,10 +223,10 @@ def _drop_limit(report: Report) -> tuple[float, str] | None:
     reached = baseline.figure("accuracy") if baseline and report.get("evaluation") else None
     if reached is None or allowed is None or allowed > _LIMIT_SHARE * abs(reached):
         return None
-    return reached - allowed, f"lowest accepted: PyTorch − {allowed:g}"
+    return reached - allowed, f"lowest accepted: {reference(report)} − {allowed:g}"
 
 
-def _scatter_legend(points: Sequence[Point], front: Sequence[int]) -> Html:
+def _scatter_legend(report: Report, points: Sequence[Point], front: Sequence[int]) -> Html:
     """What the signs mean; only those that are in the chart."""
     kinds = {(point.kind, index in front) for index, point in enumerate(points)}
     entries = [
@@ -233,7 +237,11 @@ def _scatter_legend(points: Sequence[Point], front: Sequence[int]) -> Html:
             "outdone: another is at least as good in both",
             any(kind != "baseline" and not on for kind, on in kinds),
         ),
-        (_sign("baseline", ("baseline", True) in kinds), "PyTorch", any(kind == "baseline" for kind, _ in kinds)),
+        (
+            _sign("baseline", ("baseline", True) in kinds),
+            reference(report),
+            any(kind == "baseline" for kind, _ in kinds),
+        ),
         (_line_sign(), "Pareto front: nothing is both faster and more accurate", True),
     ]
     return element("ul", [element("li", sign, text) for sign, text, there in entries if there], class_="legend")

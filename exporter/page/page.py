@@ -4,7 +4,7 @@
 
 The page is one file: styles, script and charts are inside it, and its content security policy lets nothing else in. Any
 figure may be missing, any text may be hostile. It measures and decides nothing; what it shows is in the report
-(docs/bundle.md). Its charts: figures.py. Its tables: tables.py.
+(docs/bundle.md). Its charts: figures.py. Its tables: tables.py and parity.py. How everything was measured: method.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxpress.exporter.page import figures, tables
+from onnxpress.exporter.page import figures, method, parity, tables
 from onnxpress.exporter.page.markup import Html, element, join
 from onnxpress.exporter.page.values import (
     MISSING,
@@ -24,12 +24,17 @@ from onnxpress.exporter.page.values import (
     accuracy_drop,
     all_series,
     baseline_series,
+    capitalized,
+    changed_answers,
+    compares_logits,
     default_series,
     figure,
     megabytes,
+    metrics,
     moment,
     number,
     part,
+    reference,
     reference_tokens,
     signed,
     significant,
@@ -97,12 +102,13 @@ def _facts_line(report: Report) -> Html:
     """The model in a few words."""
     model = part(report, "model")
     parameters, dimension = figure(model, "parameters"), figure(model, "embedding_dimension")
-    longest = figure(model, "max_length")
+    longest, labels = figure(model, "max_length"), model.get("labels") or []
     facts = [
         model.get("architecture"),
         model.get("task"),
         None if parameters is None else f"{significant(parameters / 1e6)} M parameters",
         None if dimension is None else f"{dimension:.0f} dimensions",
+        f"{len(labels):,} labels" if len(labels) > 1 else None,
         None if longest is None else f"up to {longest:,.0f} tokens",
         f"target {report['target']}" if report.get("target") else None,
         moment(report["created"]) if report.get("created") else None,
@@ -128,11 +134,12 @@ def _alerts(report: Report) -> list[Html]:
 
 
 def _key_figures(report: Report) -> Html:
-    """The default against PyTorch."""
+    """The default against the baseline."""
     default, baseline = default_series(report), baseline_series(report)
     if default is None:
         return join([])
-    tokens = reference_tokens(report)
+    tokens, name = reference_tokens(report), reference(report)
+    unknown = f"{capitalized(name)} was not measured"
 
     def latency(row: Series) -> float | None:
         return figure(row.latency(tokens), "p50_ms")
@@ -147,52 +154,62 @@ def _key_figures(report: Report) -> Html:
         return None if baseline is None else read(baseline)
 
     cards = [
-        _speed_card("Throughput", default.best_throughput(), before(Series.best_throughput), "texts/s", higher=True),
-        _speed_card(f"Latency, {tokens} tokens" if tokens else "Latency", latency(default), before(latency), "ms"),
-        _saving_card("Peak memory", memory(default), before(memory), 0),
-        _saving_card("Size on disk", size(default), before(size), 1),
+        _speed_card(
+            "Throughput", default.best_throughput(), before(Series.best_throughput), "texts/s", unknown, higher=True
+        ),
+        _speed_card(
+            f"Latency, {tokens} tokens" if tokens else "Latency", latency(default), before(latency), "ms", unknown
+        ),
+        _saving_card("Peak memory", memory(default), before(memory), 0, unknown),
+        _saving_card("Size on disk", size(default), before(size), 1, unknown),
         _accuracy_card(report, default, baseline),
     ]
-    title = element("h2", "The default against PyTorch", class_="unseen")
+    title = element("h2", f"The default against {name}", class_="unseen")
     return element("section", title, element("dl", cards, class_="key"), id="key-figures")
 
 
-def _card(title: str, value: str, below: str) -> Html:
+def _card(title: str, value: str, *below: str) -> Html:
     absent = "figure absent" if value == MISSING else "figure"
-    return element("div", element("dt", title), element("dd", value, class_=absent), element("dd", below))
+    lines = [element("dd", line) for line in below]
+    return element("div", element("dt", title), element("dd", value, class_=absent), *lines)
 
 
-def _speed_card(title: str, after: float | None, before: float | None, unit: str, *, higher: bool = False) -> Html:
-    """How many times better: more texts a second, or fewer milliseconds."""
+def _speed_card(
+    title: str, after: float | None, before: float | None, unit: str, unknown: str, *, higher: bool = False
+) -> Html:
+    """How many times better: more texts a second, or fewer milliseconds; `unknown` where there is no `before`."""
     if after is None:
         return _card(title, MISSING, "not measured")
     if not before or not after:
-        return _card(title, f"{significant(after)} {unit}", "PyTorch was not measured")
+        return _card(title, f"{significant(after)} {unit}", unknown)
     factor = after / before if higher else before / after
     word = "faster" if factor >= 1 else "slower"
     shown = f"{number(factor if factor >= 1 else 1 / factor, 1)}× {word}"
     return _card(title, shown, f"{significant(after)} against {significant(before)} {unit}")
 
 
-def _saving_card(title: str, after: float | None, before: float | None, decimals: int) -> Html:
+def _saving_card(title: str, after: float | None, before: float | None, decimals: int, unknown: str) -> Html:
     if after is None:
         return _card(title, MISSING, "not measured")
     if not before:
-        return _card(title, f"{number(after, decimals)} MB", "PyTorch was not measured")
+        return _card(title, f"{number(after, decimals)} MB", unknown)
     change = f"{signed(100 * (after / before - 1), 0)} %"
     return _card(title, change, f"{number(after, decimals)} against {number(before, decimals)} MB")
 
 
 def _accuracy_card(report: Report, default: Series, baseline: Series | None) -> Html:
     if not report.get("evaluation"):
-        return _card(
-            "Agreement with PyTorch", number(default.figure("agreement"), 4), "mean cosine similarity, 1 is equal"
-        )
+        similarity = f"mean cosine similarity{' of logits' * compares_logits(report)}, 1 is equal"
+        return _card(f"Agreement with {reference(report)}", number(default.figure("agreement"), 4), similarity)
+    metric = metrics(report)[0]
     drop, after = accuracy_drop(report, default), default.figure("accuracy")
     before = baseline.figure("accuracy") if baseline else None
     if drop is None or before is None:
-        return _card("Accuracy", number(after, 2), str(part(report, "evaluation").get("label") or ""))
-    return _card("Accuracy change", f"{signed(-drop, 2)} points", f"{number(after, 2)} against {number(before, 2)}")
+        return _card(metric.title, number(after, 2), str(part(report, "evaluation").get("label") or ""))
+    below = [f"{number(after, 2)} against {number(before, 2)}"]
+    if (changed := changed_answers(report, default)) is not None:
+        below.append(f"{changed} answers changed")
+    return _card(f"{metric.title} change", f"{signed(-drop, 2)} points", *below)
 
 
 def _sections(report: Report) -> list[Html | None]:
@@ -230,12 +247,11 @@ def _table_sections(report: Report) -> list[Html | None]:
     return [
         _section("All variants", None, [tables.variants_table(report)]),
         _section(
-            "Parity with PyTorch",
-            "Every variant computes the same inputs as PyTorch in float32 does. In each field, the largest difference "
-            "stands above the lowest cosine similarity; the one that decides is in bold. A variant that fails a case "
-            "is not in the bundle.",
-            [tables.parity_table(report), *tables.divergences(report)],
+            f"Parity with {reference(report)}",
+            parity.parity_lead(report),
+            [parity.parity_table(report), *parity.divergences(report)],
             absent="Nothing was compared.",
+            anchor="parity",
         ),
         _section(
             "What each pass did",
@@ -249,98 +265,27 @@ def _table_sections(report: Report) -> list[Html | None]:
             tables.float32_lists(report),
         ),
         _section("Notes", None, [tables.notes_list(report)]),
-        _section("How this was measured", _method(report), [_method_facts(report), tables.steps_table(report)]),
+        _section(
+            "How this was measured",
+            method.method_lead(report),
+            [method.method_facts(report), tables.steps_table(report)],
+        ),
     ]
 
 
-def _section(title: str, lead: str | None, content: Sequence[Html | None], absent: str | None = None) -> Html | None:
+def _section(
+    title: str,
+    lead: str | None,
+    content: Sequence[Html | None],
+    absent: str | None = None,
+    anchor: str | None = None,
+) -> Html | None:
     """A section; without content, `absent` says so, or the section is left out."""
-    anchor = title.lower().replace(",", "").replace(" ", "-")
-    heading = element("h2", title, id=anchor)
+    heading = element("h2", title, id=anchor or title.lower().replace(",", "").replace(" ", "-"))
     if any(content):
         card = element("div", content, class_="card")
         return element("section", heading, element("p", lead, class_="lead") if lead else None, card)
     return element("section", heading, element("p", absent, class_="absent")) if absent else None
-
-
-def _method(report: Report) -> str:
-    measurement = part(report, "measurement")
-    if not measurement:
-        return "Nothing was timed (--measure none)."
-    rounds = figure(measurement, "rounds")
-    turns = "" if rounds is None else f", in {rounds:.0f} rounds" if rounds != 1 else ", in one round"
-    return (
-        f"PyTorch and every variant ran in processes of their own, in turn{turns}, with equal threads, on the same "
-        "texts. Figures belong to this machine; ratios carry over to others better than milliseconds do."
-    )
-
-
-def _method_facts(report: Report) -> Html:
-    groups = (
-        ("Machine", _machine_facts(part(report, "machine"))),
-        ("Measurement", _measurement_facts(part(report, "measurement"), part(report, "evaluation"))),
-        ("Model", _model_facts(report)),
-        ("Versions", [(name, version) for name, version in part(report, "versions").items()]),
-    )
-    blocks = [
-        element("div", element("h3", title), tables.definitions(known))
-        for title, facts in groups
-        if (known := [(name, value) for name, value in facts if value not in (None, "", MISSING)])
-    ]
-    return element("div", blocks, class_="facts-groups")
-
-
-def _machine_facts(machine: Mapping[str, Any]) -> list[tuple[str, object]]:
-    memory = figure(machine, "memory_bytes")
-    return [
-        ("Processor", machine.get("cpu")),
-        ("Architecture", machine.get("architecture")),
-        ("Cores", machine.get("cores")),
-        ("Instruction sets", ", ".join(str(name) for name in machine.get("cpu_features") or [])),
-        ("GPU", machine.get("gpu")),
-        ("Memory", None if memory is None else f"{memory / 1e9:,.1f} GB"),
-        ("System", machine.get("system")),
-        ("Python", machine.get("python")),
-    ]
-
-
-def _measurement_facts(measured: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, object]]:
-    mean, longest = figure(measured, "tokens_mean"), figure(measured, "tokens_max")
-    lengths = None if mean is None else f"{number(mean, 1)} on average"
-    if lengths and longest is not None:
-        lengths += f", at most {longest:,.0f}"
-    samples = figure(evaluation, "samples")
-    return [
-        ("Mode", measured.get("mode")),
-        ("Rounds", measured.get("rounds")),
-        ("Threads", measured.get("threads")),
-        ("Texts", measured.get("texts")),
-        ("Tokens a text", lengths),
-        ("Provider", measured.get("provider")),
-        ("Evaluation files", ", ".join(str(name) for name in evaluation.get("files") or [])),
-        ("Metric", evaluation.get("label")),
-        ("Evaluation samples", None if samples is None else f"{samples:,.0f}"),
-        ("Evaluation hash", _hash(evaluation.get("sha256"))),
-    ]
-
-
-def _model_facts(report: Report) -> list[tuple[str, object]]:
-    model = part(report, "model")
-    allowed = figure(report, "max_accuracy_drop")
-    return [
-        ("Source", model.get("source")),
-        ("Revision", model.get("revision")),
-        ("Pooling", model.get("pooling")),
-        ("Normalized", {"True": "yes", "False": "no"}.get(str(model.get("normalized")))),
-        ("Weights hash", _hash(model.get("weights_sha256"))),
-        ("Target", report.get("target")),
-        ("Objective", report.get("objective")),
-        ("Accuracy drop allowed", None if allowed is None else f"{allowed:g} point{'s' * (allowed != 1)}"),
-    ]
-
-
-def _hash(value: object) -> Html | None:
-    return element("code", f"sha256:{value}") if value else None
 
 
 def _footer(report: Report) -> Html:

@@ -212,7 +212,7 @@ def _front(corners: Sequence[tuple[float, float]], plot: Box) -> list[Html]:
 
 
 def _mark(point: Point, place: tuple[float, float], label: str, spot: Label, *, front: bool) -> Html:
-    """A point, its name and the line between them; filled if it is on the front, a diamond if it is PyTorch."""
+    """A point, its name and the line between them; filled if it is on the front, a diamond if it is the baseline."""
     x, y = place
     parts: list[object] = [element("title")]  # empty, for the reason given in _bar
     if spot.leader is not None:
@@ -228,7 +228,7 @@ def _mark(point: Point, place: tuple[float, float], label: str, spot: Label, *, 
 
 
 def point_path(kind: Kind, x: float, y: float) -> str:
-    """A circle, or a diamond of about the same area for PyTorch."""
+    """A circle, or a diamond of about the same area for the baseline."""
     r = POINT_RADIUS
     if kind == "baseline":
         return f"M{x:.1f} {y - r - 1.5:.1f}l{r + 1.5} {r + 1.5}l{-r - 1.5} {r + 1.5}l{-r - 1.5} {-r - 1.5}z"

@@ -1,4 +1,4 @@
-"""The tables of the report page: variants, parity, passes, candidate forms, steps, and how everything was measured."""
+"""The tables of the report page: variants, passes, candidate forms, steps, nodes in float32. Parity: parity.py."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from typing import Any
 from onnxpress.exporter.page.markup import Html, element, join
 from onnxpress.exporter.page.values import (
     MISSING,
+    Metric,
     Report,
     Series,
     accuracy,
     accuracy_decimals,
     accuracy_drop,
     all_series,
+    changed_answers,
     figure,
     fixed,
     megabytes,
+    metrics,
     number,
     part,
+    reference,
     reference_tokens,
-    scientific,
     significant,
 )
 
@@ -81,9 +84,13 @@ def variant_name(row: Series) -> Html:
     return join([element("bdi", row.name), " " if mark else None, mark])
 
 
+Column = tuple[Html, Callable[[Series], str]]
+"""Its heading, and what reads the figure of a row."""
+
+
 def variants_table(report: Report) -> Html:
-    """Every variant and PyTorch, with all figures; failed variants with the reason instead."""
-    columns = _variant_columns(report)
+    """Every variant and the baseline, with all figures; failed variants with the reason instead."""
+    columns = [*_accuracy_columns(report), *_cost_columns(report)]
     rows = []
     for row in all_series(report):
         if row.status == "failed":
@@ -95,134 +102,42 @@ def variants_table(report: Report) -> Html:
         first = [row_head(variant_name(row)), element("td", status_badge(row.status))]
         rows.append(element("tr", *first, *cells, class_=names or None))
     headings = [head("Variant"), head("Status"), *(heading for heading, _ in columns)]
-    return table("All variants and PyTorch", headings, rows, class_="variants")
+    return table(f"All variants and {reference(report)}", headings, rows, class_="variants")
 
 
-def _variant_columns(report: Report) -> list[tuple[Html, Callable[[Series], str]]]:
-    """Headings, and what reads the figure of a row."""
-    tokens, decimals = reference_tokens(report), accuracy_decimals(report)
-    columns: list[tuple[Html, Callable[[Series], str]]]
-    label = str(part(report, "evaluation").get("label") or "")
-    if report.get("evaluation"):
-        allowed = figure(report, "max_accuracy_drop")
-        most = "points" if allowed is None else f"points, at most {allowed:g}"
-        columns = [
-            (head("Accuracy", label, numeric=True), lambda row: fixed(accuracy(report, row), decimals)),
-            (head("Drop", most, numeric=True), lambda row: fixed(accuracy_drop(report, row), decimals)),
-        ]
-    else:
-        agreement = head("Agreement", "mean cosine", numeric=True)
-        columns = [(agreement, lambda row: fixed(accuracy(report, row), decimals))]
-    length = f"ms, {tokens} tokens" if tokens else "ms"
+def _accuracy_columns(report: Report) -> list[Column]:
+    """The figures of the evaluation or, without one, the agreement."""
+    decimals = accuracy_decimals(report)
+    if not report.get("evaluation"):
+        return [(head("Agreement", "mean cosine", numeric=True), lambda row: fixed(accuracy(report, row), decimals))]
+    allowed = figure(report, "max_accuracy_drop")
+    most = "points" if allowed is None else f"points, at\N{NO-BREAK SPACE}most\N{NO-BREAK SPACE}{allowed:g}"
+
+    def metric_column(metric: Metric) -> Column:
+        return head(metric.title, metric.unit, numeric=True), lambda row: fixed(row.metric(metric), decimals)
+
+    primary, *others = metrics(report)
+    drop: Column = head("Drop", most, numeric=True), lambda row: fixed(accuracy_drop(report, row), decimals)
+    columns = [metric_column(primary), drop, *map(metric_column, others)]
+    if any(changed_answers(report, row) for row in all_series(report)):
+        samples = figure(part(report, "evaluation"), "samples") or 0.0
+        heading = head("Changed answers", f"of {samples:,.0f}", numeric=True)
+        columns.append((heading, lambda row: number(row.figure("changed_answers"), 0)))
+    return columns
+
+
+def _cost_columns(report: Report) -> list[Column]:
+    """Time, memory and size."""
+    tokens = reference_tokens(report)
+    length = f"ms, {tokens}\N{NO-BREAK SPACE}tokens" if tokens else "ms"
+    rate = "texts/s, best\N{NO-BREAK SPACE}batch"
     return [
-        *columns,
         (head("Latency p50", length, numeric=True), lambda row: number(figure(row.latency(tokens), "p50_ms"), 2)),
-        (head("Throughput", "texts/s, best batch", numeric=True), lambda row: significant(row.best_throughput())),
+        (head("Throughput", rate, numeric=True), lambda row: significant(row.best_throughput())),
         (head("Peak memory", "MB", numeric=True), lambda row: number(megabytes(row.figure("peak_memory_bytes")), 0)),
         (head("Cold start", "s", numeric=True), lambda row: number(row.figure("cold_start_seconds"), 2)),
         (head("Size", "MB", numeric=True), lambda row: number(megabytes(row.figure("size_bytes")), 1)),
     ]
-
-
-def parity_table(report: Report) -> Html | None:
-    """Cases down, variants across: how far each output was from PyTorch's. None if nothing was compared."""
-    compared = [row for row in all_series(report) if part(row.data, "parity")]
-    if not compared:
-        return None
-    results = [_cases(row) for row in compared]
-    keys = list(dict.fromkeys(key for cases in results for key in cases))
-    rows = [
-        element(
-            "tr",
-            row_head(key[0]),
-            *(_parity_cell(row, cases.get(key)) for row, cases in zip(compared, results, strict=True)),
-        )
-        for key in keys
-    ]
-    worst = [_figures_cell(part(row.data, "parity"), part(row.data, "parity")) for row in compared]
-    last = element("tr", row_head("Worst of all cases"), *worst, class_="total")
-    headings = [head("Case"), *(_parity_head(row) for row in compared)]
-    caption = "Parity with PyTorch: largest difference, and below it the lowest cosine similarity"
-    return table(caption, headings, rows, [last], class_="parity")
-
-
-def _cases(row: Series) -> dict[tuple[str, int], Row]:
-    """The cases of a variant under their names, numbered in case two are called the same."""
-    cases: dict[tuple[str, int], Row] = {}
-    for case in part(row.data, "parity").get("cases") or []:
-        name, count = str(case.get("name")), 0
-        while (name, count) in cases:
-            count += 1
-        cases[name, count] = case
-    return cases
-
-
-def _parity_head(row: Series) -> Html:
-    parity = part(row.data, "parity")
-    cases = parity.get("cases") or []
-    passed = sum(bool(case.get("passed")) for case in cases)
-    threshold = figure(parity, "threshold")
-    if parity.get("kind") == "max_abs":
-        bound = [f"difference ≤ {scientific(threshold).replace('.0×', '×')} ×", element("br"), "max(1, max |output|)"]
-    else:
-        bound = [f"cosine ≥ {MISSING if threshold is None else f'{threshold:g}'}"]
-    lines = [*bound, element("br"), f"{passed} of {len(cases)} passed"]
-    return element("th", variant_name(row), element("span", *lines, class_="unit"), scope="col", class_="num")
-
-
-def _parity_cell(row: Series, case: Row | None) -> Html:
-    if case is None:
-        return cell(MISSING)
-    passed = bool(case.get("passed"))
-    notes = (["failed"] if not passed else []) + ([str(case["note"])] if case.get("note") else [])
-    note = element("span", ": ".join(notes), class_="case-note") if notes else None
-    return _figures_cell(part(row.data, "parity"), case, status_sign(passed), note, failed=not passed)
-
-
-def status_sign(passed: bool) -> Html:
-    """Passed or failed as a sign, with the word for those who cannot see it."""
-    word = "passed" if passed else "failed"
-    return element("span", "✓" if passed else "✕", element("span", f" {word}", class_="unseen"), class_=f"sign {word}")
-
-
-def _figures_cell(parity: Row, figures: Row, *more: Html | None, failed: bool = False) -> Html:
-    """Difference above cosine. The one the bound is about is the one that stands out."""
-    by_difference = parity.get("kind") == "max_abs"
-    # A run without a usable output has no difference, and -1 stands in the place of its cosine.
-    difference = figure(figures, "max_abs_difference")
-    cosine = None if difference is None else figure(figures, "min_cosine")
-    sign, note = more if more else (None, None)
-    first = element("span", scientific(difference), class_="decides" if by_difference else "beside")
-    second = element("span", fixed(cosine, 6), class_="beside" if by_difference else "decides")
-    lines = [element("span", line, class_="line") for line in (first, second)]
-    return element("td", sign, *lines, note, class_="num failed" if failed else "num")
-
-
-def divergences(report: Report) -> list[Html]:
-    """For every failed variant: why, and the first tensor that is not what PyTorch computed."""
-    blocks = []
-    for row in all_series(report):
-        if row.status != "failed":
-            continue
-        found = part(part(row.data, "parity"), "first_divergence")
-        facts = [
-            (title, element("code", found[key]))
-            for title, key in (
-                ("First tensor that diverges", "tensor"),
-                ("Operator", "op_type"),
-                ("Node", "node"),
-                ("PyTorch module", "module"),
-            )
-            if found.get(key)
-        ]
-        difference = figure(found, "difference")
-        if found:
-            shown = "not a finite number" if difference is None else scientific(difference)
-            facts.append(("Difference, of the tensor’s largest magnitude", element("span", shown)))
-        title = element("h3", element("bdi", row.name))
-        reason = element("p", "Failed: ", row.data.get("failure") or "no reason was recorded")
-        blocks.append(element("div", title, reason, definitions(facts) if facts else None, class_="failure"))
-    return blocks
 
 
 def definitions(facts: Sequence[tuple[str, object]]) -> Html:

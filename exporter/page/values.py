@@ -18,21 +18,53 @@ Report = Mapping[str, Any]
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SHORT_TEXT_TOKENS = (16, 32)
 """Latency is quoted for a length in or next to this range: a sentence or two, the common request of a service."""
+_METRICS = {
+    "accuracy": ("accuracy", "%"),
+    "macro_f1": ("macro F1", "x 100"),
+    "f1": ("F1", "x 100"),
+    "precision": ("precision", "%"),
+    "recall": ("recall", "%"),
+    "exact_match": ("exact match", "%"),
+    "mrr_at_10": ("MRR@10", "x 100"),
+    "ndcg_at_10": ("nDCG@10", "x 100"),
+    "top_1": ("top-1", "%"),
+    "top_5": ("top-5", "%"),
+    "spearman": ("Spearman", "x 100"),
+    "pearson": ("Pearson", "x 100"),
+}
+"""Keys of figures (runtime/evaluation) to their names and units."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One figure of the evaluation."""
+
+    key: str
+    name: str
+    """As it stands in a sentence."""
+    unit: str
+    primary: bool
+    """Whether variants are judged by it."""
+
+    @property
+    def title(self) -> str:
+        """The name at the start of a heading."""
+        return capitalized(self.name)
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One row of every comparison: PyTorch or a variant."""
+    """One row of every comparison: the baseline or a variant."""
 
     name: str
     status: str
-    """`reference` for PyTorch, else the variant's."""
+    """`reference` for the baseline, else the variant's."""
     default: bool
     data: Mapping[str, Any]
 
     @property
     def is_baseline(self) -> bool:
-        """Whether this is PyTorch."""
+        """Whether this is what variants are compared with."""
         return self.status == "reference"
 
     @property
@@ -43,6 +75,12 @@ class Series:
     def figure(self, key: str) -> float | None:
         """A figure, None if it was not measured or the variant failed."""
         return None if self.status == "failed" else figure(self.data, key)
+
+    def metric(self, metric: Metric) -> float | None:
+        """A figure of the evaluation, None if it was not evaluated or the variant failed."""
+        if metric.primary:
+            return self.figure("accuracy")
+        return None if self.status == "failed" else figure(part(self.data, "metrics"), metric.key)
 
     def latency(self, tokens: int | None) -> Mapping[str, Any]:
         """The row of `latency` for one text of that many tokens, empty if there is none."""
@@ -71,9 +109,12 @@ class Series:
 
 
 def all_series(report: Report) -> list[Series]:
-    """PyTorch, if there is a baseline, and every variant."""
+    """The baseline, if there is one, and every variant."""
     baseline = report.get("baseline")
-    rows = [] if baseline is None else [Series(str(baseline.get("name") or "PyTorch"), "reference", False, baseline)]
+    rows = []
+    if baseline is not None:
+        name = str(baseline.get("name") or "PyTorch").removeprefix("the ")
+        rows.append(Series(name, "reference", False, baseline))
     chosen = part(report, "default").get("variant")
     for variant in report.get("variants") or []:
         status = str(variant.get("status") or "unverified")
@@ -88,12 +129,47 @@ def default_series(report: Report) -> Series | None:
 
 
 def baseline_series(report: Report) -> Series | None:
-    """PyTorch."""
+    """What variants are compared with."""
     return next((row for row in all_series(report) if row.is_baseline), None)
 
 
+def reference(report: Report) -> str:
+    """What variants are compared with, as a sentence names it: PyTorch, or the baseline's own name."""
+    name = str(part(report, "baseline").get("name") or "PyTorch")
+    return "PyTorch" if name.startswith("PyTorch") else name
+
+
+def metrics(report: Report) -> list[Metric]:
+    """Figures of the evaluation, the primary one first; none without an evaluation."""
+    if not report.get("evaluation"):
+        return []
+    evaluation = part(report, "evaluation")
+    primary = str(evaluation.get("metric") or "accuracy")
+    name, unit = _METRICS.get(primary, (primary.replace("_", " "), ""))
+    label = str(evaluation.get("label") or "")
+    if name in label:  # entity F1 x 100: says which F1, and its unit
+        before, unit = label.split(name, 1)
+        name, unit = f"{before}{name}", unit.lstrip(", ")
+    elif label:
+        unit = label
+    keys = dict.fromkeys(key for row in all_series(report) for key in part(row.data, "metrics") if key != primary)
+    others = [(key, *_METRICS.get(key, (key.replace("_", " "), ""))) for key in keys]
+    return [Metric(primary, name, unit, primary=True), *(Metric(*other, primary=False) for other in others)]
+
+
+def changed_answers(report: Report, row: Series) -> str | None:
+    """12 of 872: examples of the evaluation that a variant answers otherwise than the baseline."""
+    count, samples = row.figure("changed_answers"), figure(part(report, "evaluation"), "samples")
+    return None if count is None or samples is None else f"{count:,.0f} of {samples:,.0f}"
+
+
+def compares_logits(report: Report) -> bool:
+    """Whether parity is about the logits of a head, not about the directions of embeddings."""
+    return part(report, "model").get("task") not in (None, "feature-extraction")
+
+
 def accuracy(report: Report, row: Series) -> float | None:
-    """What the accuracy axis shows: the metric of the evaluation or, without one, the agreement with PyTorch."""
+    """What the accuracy axis shows: the evaluation's primary figure, without one the agreement with the baseline."""
     if report.get("evaluation"):
         return row.figure("accuracy")
     return 1.0 if row.is_baseline else row.figure("agreement")
@@ -105,7 +181,7 @@ def accuracy_decimals(report: Report) -> int:
 
 
 def accuracy_drop(report: Report, row: Series) -> float | None:
-    """Points a variant loses against PyTorch; negative if it gains."""
+    """Points a variant loses against the baseline; negative if it gains."""
     if (drop := row.figure("accuracy_drop")) is not None or row.is_baseline:
         return drop
     baseline = baseline_series(report)
@@ -183,6 +259,11 @@ def signed(value: float, decimals: int) -> str:
     """A change, with its sign; 0.00 has none."""
     shown = f"{value:+,.{decimals}f}".replace("-", "−")
     return shown[1:] if not shown.strip("+−0.") else shown
+
+
+def capitalized(text: str) -> str:
+    """The text as the start of a sentence; nDCG@10 and the like stay as they are."""
+    return text if text[1:2].isupper() else text[:1].upper() + text[1:]
 
 
 def moment(created: object) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onnxpress.runtime.errors import OnnxpressError
     from onnxpress.runtime.model import load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["ExportConfig", "ExportResult", "OnnxpressError", "__version__", "export", "load"]
 

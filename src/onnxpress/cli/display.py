@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from onnxpress.exporter.page.values import Metric
 
 _STEPS = ("load", "trace", "fuse", "convert", "verify", "measure", "choose", "report", "seal")
 _WORDS = {
@@ -21,7 +27,7 @@ _WORDS = {
     "trace": "trace the graph",
     "fuse": "fuse operators",
     "convert": "make variants",
-    "verify": "verify against PyTorch",
+    "verify": "verify against the model",
     "measure": "measure",
     "choose": "choose the default",
     "report": "write the report",
@@ -77,7 +83,7 @@ class ExportDisplay:
     def show_result(self, report: Mapping[str, Any], folder: Path) -> None:
         """The variants, side by side, and where everything is; no progress is shown after it."""
         self._stop()
-        self._console.print(_result_table(report))
+        self._console.print(result_table(report, self._console.width))
         for variant in report["variants"]:
             if variant["failure"]:
                 self._console.print(f"{variant['name']} is not in the bundle: {variant['failure']}", markup=False)
@@ -109,35 +115,75 @@ class ExportDisplay:
         return table
 
 
-def _result_table(report: Mapping[str, Any]) -> Table:
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    """A heading, what reads a row's text, and which columns go first where all are too wide: the highest of these."""
+
+    heading: str
+    read: Callable[[Mapping[str, Any]], str]
+    expendable: int = 0
+
+
+def result_table(report: Mapping[str, Any], width: int) -> Table:
+    """The baseline and every variant; figures that a narrow terminal has no room for are in the report."""
+    rows = [*([{"agreement": 1.0, **report["baseline"]}] if report["baseline"] else []), *report["variants"]]
+    columns = _columns(report)
+    while _width(columns, rows) > width and (most := max(columns, key=lambda column: column.expendable)).expendable:
+        columns.remove(most)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("variant", no_wrap=True)
-    for heading in ("accuracy", "agreement", "ms", "texts/s", "RAM MB", "start s", "disk MB"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
-    if report["baseline"]:
-        table.add_row(*_row({"agreement": 1.0, **report["baseline"]}), "baseline")
-    for variant in report["variants"]:
-        style = "bold green" if variant["default"] else "dim" if variant["status"] == "failed" else None
-        status = "default" if variant["default"] else variant["status"]
-        table.add_row(*_row(variant), status, style=style)
+    for column in columns:
+        table.add_column(column.heading, justify="left" if column.heading in _WORD_COLUMNS else "right", no_wrap=True)
+    for row in rows:
+        style = "bold green" if row.get("default") else "dim" if row.get("status") == "failed" else None
+        table.add_row(*(Text(column.read(row)) for column in columns), style=style)
     return table
 
 
-def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
-    latency = row["latency"][0]["p50_ms"] if row["latency"] else None
-    rate = max((entry["texts_per_second"] for entry in row["throughput"]), default=None)
-    memory, size = row["peak_memory_bytes"], row["size_bytes"]
-    return (
-        row.get("name", ""),
-        _number(row["accuracy"], ".2f"),
-        _number(row["agreement"], ".5f"),
-        _number(latency, ".2f"),
-        _number(rate, ",.0f"),
-        _number(memory and memory / 1e6, ",.0f"),
-        _number(row["cold_start_seconds"], ".2f"),
-        _number(size and size / 1e6, ",.1f"),
-    )
+def _width(columns: Sequence[_Column], rows: Sequence[Mapping[str, Any]]) -> int:
+    """Characters a line takes."""
+    texts = [[column.heading, *(column.read(row) for row in rows)] for column in columns]
+    return sum(max(map(cell_len, column)) + 2 for column in texts) - 2
+
+
+_WORD_COLUMNS = ("variant", "status")
+
+
+def _columns(report: Mapping[str, Any]) -> list[_Column]:
+    from onnxpress.exporter.page.values import metrics  # not before the exporter has been found to be installed
+
+    figures = [
+        _Column(metric.name, partial(_metric, metric=metric), 0 if metric.primary else 5 + index)
+        for index, metric in enumerate(metrics(report))
+    ]
+    if any(row["changed_answers"] is not None for row in report["variants"]):
+        figures.append(_Column("changed", lambda row: _number(row.get("changed_answers"), ",d"), 1))
+    return [
+        _Column("variant", lambda row: str(row["name"]).removeprefix("the ")),
+        *figures,
+        _Column("agreement", lambda row: _number(row["agreement"], ".5f"), 3 if figures else 0),
+        _Column("ms", lambda row: _number(row["latency"][0]["p50_ms"] if row["latency"] else None, ".2f")),
+        _Column("texts/s", lambda row: _number(_best_rate(row), ",.0f")),
+        _Column("RAM MB", lambda row: _number(_megabytes(row["peak_memory_bytes"]), ",.0f"), 2),
+        _Column("start s", lambda row: _number(row["cold_start_seconds"], ".2f"), 4),
+        _Column("disk MB", lambda row: _number(_megabytes(row["size_bytes"]), ",.1f")),
+        _Column("status", _status),
+    ]
+
+
+def _metric(row: Mapping[str, Any], metric: Metric) -> str:
+    return _number(row["accuracy"] if metric.primary else row["metrics"].get(metric.key), ".2f")
+
+
+def _best_rate(row: Mapping[str, Any]) -> float | None:
+    return max((entry["texts_per_second"] for entry in row["throughput"]), default=None)
+
+
+def _status(row: Mapping[str, Any]) -> str:
+    return "default" if row.get("default") else str(row.get("status", "baseline"))
+
+
+def _megabytes(size: int | None) -> float | None:
+    return None if size is None else size / 1e6
 
 
 def _number(value: float | None, form: str) -> str:

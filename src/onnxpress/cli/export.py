@@ -16,9 +16,13 @@ HELP = "Trace, optimize, verify and measure a model, and write it as a bundle."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
-    parser.add_argument("model", metavar="MODEL", help="a local folder, a recipe's name or a hub id")
+    parser.add_argument("model", metavar="MODEL", help="a local folder, an .onnx file, a recipe's name or a hub id")
     parser.add_argument("--output", "-o", metavar="DIR", required=True, help="the folder to create")
-    parser.add_argument("--task", help="what the model is for, such as feature-extraction (inferred if not given)")
+    parser.add_argument(
+        "--task",
+        help="what the model is for (inferred if not given): feature-extraction, text-classification, "
+        "zero-shot-classification, text-ranking, token-classification, question-answering or fill-mask",
+    )
     parser.add_argument(
         "--variants",
         metavar="LIST",
@@ -29,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--eval",
         metavar="FILE",
         action="append",
-        help="scored sentence pairs: TSV, CSV or JSONL with score, sentence1, sentence2; may be repeated",
+        help="labelled examples of the task to measure accuracy on (docs/evaluation.md); may be repeated",
     )
     parser.add_argument(
         "--objective",
@@ -46,8 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads to measure with (default: the cores allowed)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     parser.add_argument("--fp32-max-abs", type=float, metavar="X", help="bound of the FP32 gate (default: 1e-4)")
-    parser.add_argument("--fp16-cosine", type=float, metavar="X", help="bound of the FP16 gate (default: 0.9995)")
-    parser.add_argument("--int8-cosine", type=float, metavar="X", help="bound of the INT8 gate (default: 0.98)")
+    parser.add_argument(
+        "--fp16-cosine", type=float, metavar="X", help="bound of the FP16 gate for embeddings (default: 0.9995)"
+    )
+    parser.add_argument(
+        "--int8-cosine", type=float, metavar="X", help="bound of the INT8 gate for embeddings (default: 0.98)"
+    )
+    parser.add_argument("--fp16-rms", type=float, metavar="X", help="bound of the FP16 gate for logits (default: 0.03)")
+    parser.add_argument("--int8-rms", type=float, metavar="X", help="bound of the INT8 gate for logits (default: 0.2)")
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",
@@ -92,7 +102,7 @@ def _config(arguments: argparse.Namespace) -> ExportConfig:
 
     bounds = {
         name: getattr(arguments, name)
-        for name in ("fp32_max_abs", "fp16_cosine", "int8_cosine")
+        for name in ("fp32_max_abs", "fp16_cosine", "int8_cosine", "fp16_rms", "int8_rms")
         if getattr(arguments, name) is not None
     }
     variants = arguments.variants

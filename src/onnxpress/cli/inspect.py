@@ -6,10 +6,13 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from onnxpress.runtime.bundle import Bundle
+    from onnxpress.runtime.manifest import TaskSettings, Variant
 
 HELP = "Show what a bundle holds, and check that nothing in it was changed."
 
@@ -45,19 +48,61 @@ def _show(bundle: Bundle) -> None:
         f"  manifest     sha256 {bundle.manifest_sha256[:16]}..., schema {manifest.schema_version}, {manifest.created}"
     )
     print(f"  tokens       {manifest.tokenizer.max_length} at most")
-    if manifest.embedding:
-        print(f"  modules      {' > '.join(manifest.embedding.modules)}, dimension {manifest.embedding.dimension}")
-        if manifest.embedding.prompts:
-            print(f"  prompts      {', '.join(manifest.embedding.prompts)}")
+    for name, text in head_facts(manifest.settings):
+        print(f"  {name:<12} {text}")
     for kind, tensors in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         described = (f"{tensor.name} {tensor.type}[{', '.join(tensor.shape)}]" for tensor in tensors)
         print(f"  {kind:<12} {', '.join(described)}")
     machine = manifest.machine
     print(f"  measured on  {machine.get('cpu')}, {machine.get('cores')} cores")
+    if (evaluation := evaluated_on(bundle.folder / "report.json")) is not None:
+        print(f"  evaluated on {evaluation}")
     print(f"  default      {manifest.default_variant}: {manifest.default_reason}")
     print()
-    print("  variant   target    status      accuracy  agreement  latency ms  texts/s   size MB")
-    for variant in manifest.variants:
+    _show_variants(manifest.variants)
+
+
+def head_facts(settings: TaskSettings) -> Iterator[tuple[str, str]]:
+    """What is particular to the task."""
+    if (embedding := settings.embedding) is not None:
+        yield "modules", f"{' > '.join(embedding.modules)}, dimension {embedding.dimension}"
+        if embedding.prompts:
+            yield "prompts", ", ".join(embedding.prompts)
+    if (labels := settings.labels) is not None:
+        count = f"{len(labels.names)}: " if len(labels.names) > 1 else ""
+        yield ("labels" if count else "label"), f"{count}{_shortened(labels.names)}"
+        yield "scores", _SCORES[labels.function]
+    if (mask := settings.mask) is not None:
+        yield "mask", f"{mask.token}, id {mask.id}"
+
+
+_SCORES = {
+    "softmax": "softmax over the labels",
+    "sigmoid": "sigmoid of each logit",
+    "identity": "the logits as they are",
+}
+
+
+def _shortened(names: Sequence[str], width: int = 90) -> str:
+    """As many names as fit, at least one, and dots for the rest."""
+    count = next((n for n in range(len(names), 1, -1) if len(", ".join(names[:n])) <= width), 1)
+    return ", ".join(names[:count]) + ", ..." * (count < len(names))
+
+
+def evaluated_on(report: Path) -> str | None:
+    """What the accuracy was measured on and by, which report.json says and the manifest does not; None without it."""
+    try:
+        evaluation = json.loads(report.read_text(encoding="utf-8"))["evaluation"]
+        files = ", ".join(evaluation["files"])
+        return f"{files}, {evaluation['samples']:,} examples, by {evaluation['label']}"
+    except (OSError, ValueError, LookupError, TypeError):  # no evaluation, or no report: a bundle serves without
+        return None
+
+
+def _show_variants(variants: Sequence[Variant]) -> None:
+    width = max(len("variant"), *(len(variant.name) for variant in variants))
+    print(f"  {'variant':<{width}}  target    status      accuracy  agreement  latency ms  texts/s   size MB")
+    for variant in variants:
         figures = (
             _number(variant.accuracy, 8, ".2f"),
             _number(variant.agreement, 9, ".5f"),
@@ -65,7 +110,7 @@ def _show(bundle: Bundle) -> None:
             _number(variant.texts_per_second, 7, ",.0f"),
             _number(variant.size_bytes / 1e6, 8, ".1f"),
         )
-        print(f"  {variant.name:<9} {variant.target:<9} {variant.status:<10}  {'  '.join(figures)}")
+        print(f"  {variant.name:<{width}}  {variant.target:<9} {variant.status:<10}  {'  '.join(figures)}")
 
 
 def _number(value: float | None, width: int, form: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
+    from onnxpress.cli.answers import Answering
     from onnxpress.runtime.tables import TextLine
 
 HELP = "Read texts from a file or stdin and write the model's answers as JSON lines."
 
 _FORMS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
-_CHUNK = 1024  # texts in memory at once; enough to sort them by length
+_CHUNK = 1024  # texts in memory at once, where they are answered one by one; enough to sort them by length
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("text", "csv", "tsv", "jsonl"),
         help="form of the input (default: by its name, else text)",
     )
-    parser.add_argument("--column", default="text", help="column or key that holds the text (default: text)")
+    parser.add_argument("--column", help="column or key of the text (default: text; of question-answering: context)")
+    parser.add_argument(
+        "--pair-column",
+        help="column or key of the other text of a pair (default: none; of text-ranking: query, of question-answering: "
+        "question)",
+    )
+    parser.add_argument("--query", help="rank all texts for this query, best first; or ask this question of every text")
+    parser.add_argument("--labels", metavar="LIST", help="labels to choose from, by an NLI model (zero-shot)")
+    parser.add_argument("--hypothesis", help="sentence that a label is put into, at {} (default: This example is {}.)")
+    parser.add_argument("--multi-label", action="store_true", help="several of the labels may be right")
+    parser.add_argument(
+        "--strategy", help="how tokens become entities: none, simple, first, average or max (default: simple)"
+    )
+    parser.add_argument("--top-k", type=int, help="proposals for each gap of a text (default: 5)")
     parser.add_argument("--prompt-name", help="a prompt of the model's own to put before each text")
     parser.add_argument("--variant", help="which variant to use (default: the bundle's)")
     parser.add_argument("--providers", help="execution providers, such as cpu or cuda, in order of preference")
@@ -41,12 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer every text; status 2 if any line could not be answered, or if there was none."""
+    from onnxpress.cli.answers import answering
     from onnxpress.runtime.errors import InvalidInputError
     from onnxpress.runtime.model import load
     from onnxpress.runtime.tables import read_texts
 
     providers = arguments.providers.split(",") if arguments.providers else None
     model = load(arguments.bundle, arguments.variant, providers, arguments.threads)
+    plan = answering(model, arguments)
     suffix = "." + arguments.input.rsplit(".", 1)[-1].lower() if arguments.input else ""
     form = arguments.format or _FORMS.get(suffix, "text")
     answered, failed = 0, 0
@@ -55,9 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
         _output(arguments.output) as sink,
         _progress(arguments.quiet, source) as advance,
     ):
-        lines = read_texts(source, form, arguments.column)
-        while chunk := list(islice(lines, _CHUNK)):
-            for record in _answer(model, chunk, arguments.prompt_name):
+        lines = read_texts(source, form, arguments.column or plan.column, plan.second)
+        while chunk := list(lines if plan.whole else islice(lines, _CHUNK)):
+            for record in _records(plan, chunk):
                 if "error" in record:
                     failed += 1
                     print(f"onnxpress: line {record['line']}: {record['error']}", file=sys.stderr)
@@ -70,27 +87,29 @@ def run(arguments: argparse.Namespace) -> int:
     return 2 if failed else 0
 
 
-def _answer(model: Any, chunk: list[TextLine], prompt_name: str | None) -> Iterator[dict[str, Any]]:
-    """One record for each line, in order: its embedding, or why there is none."""
+def _records(plan: Answering, lines: list[TextLine]) -> Iterator[dict[str, Any]]:
+    """What is written for some lines: a record for each in order, unless they are answered as a whole."""
+    from onnxpress.cli.answers import answer_each
+
+    checked = [_checked(line) for line in lines]
+    if not plan.whole:
+        yield from answer_each(plan, checked)
+        return
+    yield from plan.answer([line for line in checked if line.error is None])
+    yield from ({"line": line.number, "error": line.error} for line in checked if line.error is not None)
+
+
+def _checked(line: TextLine) -> TextLine:
+    """The line, with the reason if its text cannot be used by any model."""
     from onnxpress.runtime.tokenizer import MAX_TEXT_CHARACTERS
 
-    errors = {line.number: line.error for line in chunk if line.error}
-    for line in chunk:
-        if line.text is not None and len(line.text) > MAX_TEXT_CHARACTERS:
-            errors[line.number] = f"{len(line.text):,} characters, the limit is {MAX_TEXT_CHARACTERS:,}; split the text"
-        elif line.text is not None and any("\ud800" <= character <= "\udfff" for character in line.text):
-            errors[line.number] = "a lone surrogate, so not valid Unicode"
-    good = [line for line in chunk if line.number not in errors]
-    vectors = iter(model.embed([line.text for line in good], prompt_name=prompt_name))
-    for line in chunk:
-        if line.number in errors:
-            yield {"line": line.number, "error": errors[line.number]}
-        else:
-            # Seven digits say all there is in a float32 of magnitude around 1.
-            yield {
-                "line": line.number,
-                "embedding": [float(f"{value:.7g}") for value in next(vectors).tolist()],
-            }
+    for text in (line.text, line.second):
+        if text is not None and len(text) > MAX_TEXT_CHARACTERS:
+            reason = f"{len(text):,} characters, the limit is {MAX_TEXT_CHARACTERS:,}; split the text"
+            return dataclasses.replace(line, error=reason)
+        if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
+            return dataclasses.replace(line, error="a lone surrogate, so not valid Unicode")
+    return line
 
 
 @contextlib.contextmanager

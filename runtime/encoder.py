@@ -1,0 +1,192 @@
+"""Token sequences to a graph's outputs, row by row: padded, cut into batches, run side by side, put back in order.
+
+Knows nothing of texts and tasks, nor of what computes: onnxruntime (`SessionGraph`) when serving, PyTorch when the two
+are compared (`exporter/baseline.py`), over the same tokens.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxpress.runtime.batching import SideBySide, plan_batches, tokens_per_batch
+from onnxpress.runtime.bundle import Bundle
+from onnxpress.runtime.manifest import Tensor, TokenizerSettings, Variant
+from onnxpress.runtime.providers import CPU
+from onnxpress.runtime.session import make_session
+
+if TYPE_CHECKING:
+    import onnxruntime
+    import tokenizers
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+Feeds = dict[str, IntArray]
+
+
+class Graph(Protocol):
+    """What computes a batch."""
+
+    @property
+    def workers(self) -> int:
+        """How many batches may be computed at once."""
+
+    def plan(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Indices of sequences of these lengths, grouped into batches."""
+
+    def run(self, feeds: Feeds, alone: bool) -> list[FloatArray]:
+        """Outputs for a batch; `alone`: no other batch of the same call runs beside it."""
+
+
+class SessionGraph:
+    """A bundle's variant in onnxruntime."""
+
+    def __init__(self, bundle: Bundle, variant: Variant, providers: Sequence[str], threads: int) -> None:
+        self.bundle = bundle
+        self.variant = variant
+        self.providers = tuple(providers)
+        self.threads = threads
+        self.workers = threads if providers[0] == CPU else 1
+        self._outputs = [tensor.name for tensor in bundle.manifest.outputs]
+        self._path = bundle.model_path(variant)
+        self._lock = threading.Lock()
+        # One text is fastest with all threads on each operator; many batches are fastest with one thread each.
+        self._wide = self._open(threads)
+        self._narrow: onnxruntime.InferenceSession | None = self._wide if self.workers == 1 else None
+
+    def plan(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Batches of a bounded number of tokens, as many as keep all workers busy."""
+        return plan_batches(lengths, tokens_per_batch(lengths, self.workers))
+
+    def run(self, feeds: Feeds, alone: bool) -> list[FloatArray]:
+        """Outputs in the manifest's order."""
+        session = self._wide if alone else self._narrow_session()
+        outputs: list[FloatArray] = session.run(self._outputs, feeds)
+        return outputs
+
+    def _open(self, threads: int) -> onnxruntime.InferenceSession:
+        return make_session(self._path, self.variant.session, threads=threads, providers=self.providers)
+
+    def _narrow_session(self) -> onnxruntime.InferenceSession:
+        with self._lock:
+            if self._narrow is None:
+                self._narrow = self._open(threads=1)
+            return self._narrow
+
+
+class Encoder:
+    """Runs encodings through a graph. Safe to call from many threads."""
+
+    def __init__(
+        self, graph: Graph, settings: TokenizerSettings, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> None:
+        """
+        Args:
+            graph: what computes.
+            settings: how to pad.
+            inputs: of the graph, each int64 [batch, `sequence` or another axis].
+            outputs: of the graph, float32 [batch, ...].
+        """
+        self.graph = graph
+        self._settings = settings
+        self._axis_of = {tensor.name: tensor.shape[1] for tensor in inputs}
+        self._outputs = tuple((tensor.name, tensor.shape[1]) for tensor in outputs)
+        self._workers = SideBySide(graph.workers)
+
+    @property
+    def input_names(self) -> frozenset[str]:
+        """Names of the graph's inputs."""
+        return frozenset(self._axis_of)
+
+    def run(
+        self,
+        encodings: Sequence[tokenizers.Encoding],
+        extra: Mapping[str, Sequence[Sequence[int]]] | None = None,
+    ) -> list[dict[str, FloatArray]]:
+        """The graph's outputs for each encoding, in order, without what belongs to padding.
+
+        Args:
+            encodings: of at least no token each.
+            extra: further inputs by name, one row an encoding. A row for an input [batch, sequence] has a value for
+                each token; a row for an input with another second axis holds positions of tokens.
+
+        Returns:
+            by name: float32 [...] without the batch axis; an axis `sequence` is as long as the encoding, the axis of a
+            further input as long as that input's row.
+
+        Raises:
+            ForkError: called in another process than the one that loaded the model.
+        """
+        self._workers.check_process()
+        if not encodings:
+            return []
+        further = extra or {}
+        batches = self.graph.plan([len(encoding) for encoding in encodings])
+
+        def run(batch: list[int]) -> list[FloatArray]:
+            rows = {name: [values[index] for index in batch] for name, values in further.items()}
+            return self.graph.run(self._feeds([encodings[index] for index in batch], rows), len(batches) == 1)
+
+        results: list[dict[str, FloatArray]] = [{} for _ in encodings]
+        for batch, outputs in zip(batches, self._workers.map(run, batches), strict=True):
+            for position, index in enumerate(batch):
+                sizes = {self._axis_of[name]: len(values[index]) for name, values in further.items()}
+                sizes["sequence"] = len(encodings[index])
+                for (name, axis), output in zip(self._outputs, outputs, strict=True):
+                    results[index][name] = self._without_padding(output[position], axis, sizes)
+        return results
+
+    def check_process(self) -> None:
+        """
+        Raises:
+            ForkError: this is not the process the model was loaded in.
+        """
+        self._workers.check_process()
+
+    def close(self) -> None:
+        """End the worker threads; they are started anew when needed."""
+        self._workers.close()
+
+    def _without_padding(self, row: FloatArray, axis: str, sizes: Mapping[str, int]) -> FloatArray:
+        if axis not in sizes:
+            return row
+        if axis == "sequence" and self._settings.padding_side == "left":
+            return row[len(row) - sizes[axis] :]
+        return row[: sizes[axis]]
+
+    def _feeds(self, encodings: Sequence[tokenizers.Encoding], further: Mapping[str, Sequence[Sequence[int]]]) -> Feeds:
+        """Padded graph inputs, each [batch, longest]."""
+        lengths = [len(encoding) for encoding in encodings]
+        shape = (len(encodings), max(1, *lengths))
+        fill = {"input_ids": self._settings.pad_id, "token_type_ids": self._settings.pad_type_id}
+        feeds = {
+            name: np.full(shape, fill.get(name, 0), np.int64)
+            for name, axis in self._axis_of.items()
+            if axis == "sequence"
+        }
+        starts = [shape[1] - length if self._settings.padding_side == "left" else 0 for length in lengths]
+        for row, (encoding, start, length) in enumerate(zip(encodings, starts, lengths, strict=True)):
+            span = slice(start, start + length)
+            feeds["input_ids"][row, span] = encoding.ids
+            feeds["attention_mask"][row, span] = 1
+            if "token_type_ids" in feeds:
+                feeds["token_type_ids"][row, span] = encoding.type_ids
+            for name, values in further.items():
+                if self._axis_of[name] == "sequence":
+                    feeds[name][row, span] = values[row]
+        for name, values in further.items():
+            if self._axis_of[name] != "sequence":
+                feeds[name] = _positions(values, starts)
+        return feeds
+
+
+def _positions(rows: Sequence[Sequence[int]], starts: Sequence[int]) -> IntArray:
+    """Positions of tokens in padded rows: [batch, most positions of a row]; what is left over points at token 0."""
+    positions = np.zeros((len(rows), max(1, *map(len, rows))), np.int64)
+    for row, (values, start) in enumerate(zip(rows, starts, strict=True)):
+        positions[row, : len(values)] = np.asarray(values, np.int64) + start
+    return positions

@@ -1,0 +1,113 @@
+"""Accuracy of sentence embedders: do vectors lie as close as people say the sentences are? Figures are scipy's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.evaluation.base import Scores
+from onnxpress.runtime.evaluation.correlation import spearman
+from onnxpress.runtime.evaluation.rows import Layout, Positions, Row, find_columns, is_number, read_rows, shown
+from onnxpress.runtime.verification import row_cosines
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredPair:
+    """Two sentences and how similar people say they are (any scale, higher is more similar)."""
+
+    score: float
+    first: str
+    second: str
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """Both sentences."""
+        return self.first, self.second
+
+
+class Embeds(Protocol):
+    """What is needed of a model."""
+
+    def embed(self, texts: list[str], /) -> npt.NDArray[np.float32]:
+        """Vectors float32 [n, d], in the order of `texts`."""
+
+
+def _by_name(names: Sequence[str]) -> Positions | None:
+    """Columns of a header."""
+    return find_columns(
+        names,
+        score=("score", "label", "similarity", "similarity_score", "relatedness_score", "gold", "relatedness"),
+        first=("sentence1", "sentence_1", "sentence_a", "text1", "text_a", "first", "s1", "query"),
+        second=("sentence2", "sentence_2", "sentence_b", "text2", "text_b", "second", "s2", "document"),
+    )
+
+
+def _by_order(row: Sequence[str]) -> Positions | None:
+    """Columns without a header: the score comes first or last, two sentences follow or precede it."""
+    if len(row) >= 3:
+        if is_number(row[0]):
+            return {"score": 0, "first": 1, "second": 2}
+        if is_number(row[2]) and not is_number(row[1]):
+            return {"score": 2, "first": 0, "second": 1}
+    return None
+
+
+_LAYOUT = Layout(_by_name, _by_order, "score, sentence1 and sentence2", "score, sentence, sentence")
+
+
+def read_scored_pairs(path: Path) -> list[ScoredPair]:
+    """Scored sentence pairs from a TSV, CSV or JSONL file.
+
+    With a header, columns are found by name (score, sentence1, sentence2 and the other names common in public data);
+    without one, the rows are score, sentence, sentence.
+
+    Raises:
+        InvalidInputError: the file is missing, empty, not UTF-8 or has the wrong columns; the text says which line.
+    """
+    pairs = [_pair_of(row) for row in read_rows(path, _LAYOUT)]
+    if len(pairs) < 2:
+        raise InvalidInputError(f"the evaluation file {path} has {len(pairs)} pairs; a correlation needs at least 2")
+    if len({pair.score for pair in pairs}) < 2:
+        raise InvalidInputError(f"all pairs of {path} have the same score; a correlation needs different ones")
+    return pairs
+
+
+def _pair_of(row: Row) -> ScoredPair:
+    """The pair of a row.
+
+    Raises:
+        InvalidInputError: the score is no number or a sentence no text.
+    """
+    score, first, second = row.cells["score"], row.cells["first"], row.cells["second"]
+    if not is_number(score):
+        raise InvalidInputError(f"{row.place}: the score {shown(score)} is not a number")
+    if not isinstance(first, str) or not isinstance(second, str):
+        raise InvalidInputError(f"{row.place}: the sentences must be text")
+    return ScoredPair(float(score), first, second)
+
+
+def read(path: Path, labels: Sequence[str], function: str) -> list[ScoredPair]:
+    """The same as `read_scored_pairs`; an embedder has no labels."""
+    return read_scored_pairs(path)
+
+
+def figure(pairs: Sequence[ScoredPair]) -> tuple[str, str]:
+    """Key and name of the primary figure."""
+    return "spearman", "Spearman correlation x 100"
+
+
+def score(model: Embeds, pairs: Sequence[ScoredPair]) -> Scores:
+    """Spearman's rank correlation of cosine similarity with the scores, as the STS tasks are scored.
+
+    Raises:
+        InvalidInputError: scipy is not installed.
+    """
+    vectors = model.embed([text for pair in pairs for text in pair.texts])
+    similarities = row_cosines(vectors[0::2], vectors[1::2])
+    return Scores({"spearman": spearman(similarities.tolist(), [pair.score for pair in pairs])}, ())

@@ -1,0 +1,146 @@
+"""Accuracy of rerankers: are the relevant documents of a query at the top? Figures are ir-measures'.
+
+A file is JSONL with query, positive and negative documents, or has rows of query, document, relevance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.evaluation.base import Scores, needs
+from onnxpress.runtime.evaluation.rows import Layout, Positions, find_columns, is_number, read_rows, shown, text_of
+
+
+@dataclasses.dataclass(frozen=True)
+class RankedQuery:
+    """A query, documents that may answer it, and how well each does."""
+
+    query: str
+    documents: tuple[str, ...]
+    relevance: tuple[int, ...]
+    """0 is not relevant; higher is better."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The documents."""
+        return self.documents
+
+
+class RankedDocument(Protocol):
+    """One place of a ranking."""
+
+    @property
+    def index(self) -> int:
+        """Which of the documents given."""
+
+
+class Ranks(Protocol):
+    """What is needed of a model."""
+
+    def rank(self, query: str, documents: list[str], /) -> Sequence[RankedDocument]:
+        """All documents, the best first."""
+
+
+def _by_name(names: Sequence[str]) -> Positions | None:
+    """Columns of a header, or keys: one document a row, or all of a query."""
+    query = ("query", "question")
+    return find_columns(
+        names,
+        query=query,
+        document=("document", "passage", "doc", "text"),
+        relevance=("relevance", "label", "score", "rel", "grade"),
+    ) or find_columns(
+        names,
+        query=query,
+        positive=("positive", "positives", "pos"),
+        negative=("negative", "negatives", "neg"),
+    )
+
+
+def _by_order(row: Sequence[str]) -> Positions | None:
+    """Columns without a header."""
+    return {"query": 0, "document": 1, "relevance": 2} if len(row) >= 3 and is_number(row[2]) else None
+
+
+_LAYOUT = Layout(
+    _by_name,
+    _by_order,
+    "query, document and relevance (in JSONL also query, positive and negative)",
+    "query, document, relevance",
+)
+
+
+def read(path: Path, labels: Sequence[str], function: str) -> list[RankedQuery]:
+    """Queries from a TSV, CSV or JSONL file, in the order in which each is first met.
+
+    Raises:
+        InvalidInputError: the file cannot be used, or a query has no relevant document; the text says which line.
+    """
+    queries: dict[str, list[tuple[str, int]]] = {}
+    places: dict[str, str] = {}
+    for row in read_rows(path, _LAYOUT):
+        query = text_of(row.place, "the query", row.cells["query"])
+        places.setdefault(query, row.place)
+        queries.setdefault(query, []).extend(_documents(row.place, row.cells))
+    if not queries:
+        raise InvalidInputError(f"the evaluation file {path} has no queries")
+    for query, documents in queries.items():
+        if not any(relevance for _, relevance in documents):
+            raise InvalidInputError(f"{places[query]}: the query {query[:40]!r} has no relevant document; leave it out")
+    return [_neutral(query, documents) for query, documents in queries.items()]
+
+
+def figure(queries: Sequence[RankedQuery]) -> tuple[str, str]:
+    """Key and name of the primary figure."""
+    return "mrr_at_10", "MRR@10 x 100"
+
+
+def score(model: Ranks, queries: Sequence[RankedQuery]) -> Scores:
+    """Mean over the queries of the reciprocal rank of the first relevant document, and of nDCG with the relevance as
+    gain, both over the first 10 places.
+
+    Raises:
+        InvalidInputError: ir-measures is not installed.
+    """
+    with needs("ir-measures"):
+        import ir_measures
+    orders = [tuple(place.index for place in model.rank(item.query, list(item.documents))) for item in queries]
+    relevance = {str(number): _named(item.relevance) for number, item in enumerate(queries)}
+    # The libraries order by score, and equal ones in ways of their own: they get the model's order as scores.
+    found = {
+        str(number): {str(document): float(-place) for place, document in enumerate(order)}
+        for number, order in enumerate(orders)
+    }
+    mrr, ndcg = ir_measures.RR @ 10, ir_measures.nDCG @ 10
+    figures = ir_measures.calc_aggregate([mrr, ndcg], relevance, found)
+    metrics = {"mrr_at_10": 100.0 * float(figures[mrr]), "ndcg_at_10": 100.0 * float(figures[ndcg])}
+    return Scores(metrics, tuple(orders))
+
+
+def _named(relevance: Sequence[int]) -> dict[str, int]:
+    return {str(document): level for document, level in enumerate(relevance)}
+
+
+def _documents(place: str, cells: Any) -> Iterator[tuple[str, int]]:
+    if "document" in cells:
+        level = cells["relevance"]
+        if not is_number(level) or float(level) < 0 or float(level) != int(float(level)):
+            raise InvalidInputError(f"{place}: the relevance {shown(level)} is not a whole number of at least 0")
+        yield text_of(place, "the document", cells["document"]), int(float(level))
+        return
+    for name, level in (("positive", 1), ("negative", 0)):
+        documents = cells[name] if isinstance(cells[name], list) else [cells[name]]
+        for document in documents:
+            yield text_of(place, f"a {name} document", document), level
+
+
+def _neutral(query: str, documents: Sequence[tuple[str, int]]) -> RankedQuery:
+    """The documents in an order that says nothing about them. Files have the relevant ones first, and a model that
+    scores all alike, which leaves them as they are, would seem perfect."""
+    ordered = sorted(documents, key=lambda item: hashlib.sha256(item[0].encode("utf-8", "replace")).digest())
+    return RankedQuery(query, tuple(text for text, _ in ordered), tuple(level for _, level in ordered))

@@ -1,0 +1,90 @@
+"""What the classes of all tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from onnxpress.runtime.encoder import Encoder, SessionGraph
+from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.manifest import TaskSettings
+from onnxpress.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from onnxpress.runtime.bundle import Bundle
+    from onnxpress.runtime.manifest import Variant
+
+
+def texts_only(texts: Iterable[str]) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+        InvalidInputError: one is not a str, such as a pair, which this task does not read.
+    """
+    items = list(texts)
+    for index, text in enumerate(items):
+        if not isinstance(text, str):
+            raise InvalidInputError(f"text {index} is of type {type(text).__name__}; give a str")
+    return items
+
+
+# Method -> tasks whose models have it, for the error that a wrong one gets.
+_TASKS_OF_METHOD = {
+    "embed": "feature-extraction",
+    "classify": "text-classification",
+    "zero_shot": "zero-shot-classification",
+    "rank": "text-ranking",
+    "tag": "token-classification",
+    "answer": "question-answering",
+    "fill": "fill-mask",
+}
+
+
+class TaskModel:
+    """A model that serves one task. Made by `onnxpress.load`; safe to call from many threads."""
+
+    needs: ClassVar[str | None] = None
+    """The part of `TaskSettings` that must be there."""
+
+    def __init__(self, encoder: Encoder, tokenizer: Tokenizer, settings: TaskSettings) -> None:
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.settings = settings
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle it was loaded from."""
+        return self._graph.bundle
+
+    @property
+    def variant(self) -> Variant:
+        """The variant that is served."""
+        return self._graph.variant
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """onnxruntime's execution providers, the most wanted first."""
+        return self._graph.providers
+
+    @property
+    def threads(self) -> int:
+        """CPU threads in use."""
+        return self._graph.threads
+
+    def close(self) -> None:
+        """End the worker threads. The model may be used again; they are then started anew."""
+        self.encoder.close()
+
+    @property
+    def _graph(self) -> SessionGraph:
+        graph = self.encoder.graph
+        assert isinstance(graph, SessionGraph)  # models in PyTorch are not handed out
+        return graph
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _TASKS_OF_METHOD:
+            raise AttributeError(
+                f"this bundle is for {self.settings.task}, {name}() needs one for {_TASKS_OF_METHOD[name]}: "
+                f"export the model with --task {_TASKS_OF_METHOD[name]}"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
