@@ -121,7 +121,7 @@ def _cell(variant: dict[str, Any]) -> str:
     """Largest difference, and the error of the gate's own kind where that is another."""
     parity = variant["parity"]
     if parity is None or parity["max_abs_difference"] is None:
-        return "does not run"
+        return "not made" if parity is None else "does not run"
     difference = f"{parity['max_abs_difference']:.1g}"
     if parity["kind"] == "cosine":
         difference += f" (cosine {parity['min_cosine']:.4f})"

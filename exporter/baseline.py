@@ -22,6 +22,7 @@ from onnxpress.runtime.tokenizer import Tokenizer
 from onnxpress.runtime.workers import serve
 
 if TYPE_CHECKING:
+    from onnxpress.exporter.decoder.reference import LoadedDecoder
     from onnxpress.exporter.loading import LoadedModel
     from onnxpress.exporter.onnx_file.model import OnnxModel
 
@@ -46,7 +47,7 @@ def baseline_command(
 
 def load_baseline(
     source: Source, task: str, config: ExportConfig, threads: int | None = None, graph: Path | None = None
-) -> TaskModel:
+) -> TaskModel | LoadedDecoder:
     """The model in PyTorch, or the ONNX file that was given, as an object that does its task as a bundle does.
 
     Args:
@@ -56,6 +57,8 @@ def load_baseline(
         threads: CPU threads; None leaves them as they are.
         graph: of an ONNX file, the graph written from it, to have pooling done by nodes as well.
     """
+    if task == "text-generation":
+        return _decoder(source, config, threads)
     reference: LoadedModel | OnnxModel
     if source.onnx is None:
         reference = _in_pytorch(source, task, config, threads)
@@ -90,6 +93,16 @@ def _in_pytorch(source: Source, task: str, config: ExportConfig, threads: int | 
     if threads is not None:
         torch.set_num_threads(threads)
     return load_model(source, task, config)
+
+
+def _decoder(source: Source, config: ExportConfig, threads: int | None) -> LoadedDecoder:
+    import torch
+
+    from onnxpress.exporter.decoder.reference import load_decoder
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return load_decoder(source, config)
 
 
 def _in_onnxruntime(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from onnxpress.exporter.source import Source
 from onnxpress.exporter.state import Graph, ModelFacts, State, VariantState
 from onnxpress.quantize.graphs import PassReport
 from onnxpress.runtime.decoding import decode
+from onnxpress.runtime.errors import UnsupportedModelError
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.providers import SHORT_NAMES, unusable_because
@@ -72,6 +73,10 @@ def trace(state: State) -> State:
 
 def fuse(state: State) -> State:
     """The form of the float32 graph that is fastest for the target on this machine."""
+
+    if state.task == "text-generation":  # fused while it was traced
+        assert state.traced is not None
+        return dataclasses.replace(state, fused=Graph(state.traced, SessionSettings(), ()))
 
     def make(folder: Path) -> dict[str, Any]:
         from onnxpress.exporter import fusion
@@ -141,7 +146,7 @@ def _write_forms(state: State, folder: Path) -> tuple[list[tuple[Form, Path, Pas
 def convert(state: State) -> State:
     """One graph, or several to choose from, for every variant asked for."""
     variants = []
-    for precision in state.config.effective_variants():
+    for precision in state.config.effective_variants(state.task):
         state.progress("convert", precision, None)
         try:
             graphs, found = _convert_one(state, precision)
@@ -149,7 +154,7 @@ def convert(state: State) -> State:
             raise
         # The libraries that convert raise many types on graphs they do not know; our own are not among these.
         except Exception as error:
-            if state.source.onnx is None:
+            if state.source.onnx is None and not isinstance(error, UnsupportedModelError):
                 raise
             variants.append(_not_made(state, precision, error))
             continue
@@ -190,7 +195,8 @@ def _convert_one(state: State, precision: str) -> tuple[tuple[Graph, ...], bool]
     if precision == "fp32":
         return (state.fused,), True
     key = _source_key(state) | {"target": state.config.target, "machine": describe_machine().key()}
-    make = _make_fp16 if precision == "fp16" else _make_int8
+    makers = {"fp16": _make_fp16, "int8": _make_int8}
+    make = makers[precision] if state.task != "text-generation" else _make_weight_only[precision]
     folder, data, found = state.cache.get(precision, key, lambda folder: make(state, folder))
     session = state.fused.session
     if precision == "fp16":
@@ -241,6 +247,21 @@ def _make_int8(state: State, folder: Path) -> dict[str, Any]:
 
 def _fp32_bound(state: State) -> float:
     return (state.config.thresholds or Thresholds()).fp32_max_abs
+
+
+def _weight_only(bits: int) -> Callable[[State, Path], dict[str, Any]]:
+    def make(state: State, folder: Path) -> dict[str, Any]:
+        from onnxpress.quantize.weight_only import WeightOnlyConfig, quantize_weights
+
+        assert state.fused is not None
+        with quiet(state.verbose):
+            report = quantize_weights(state.fused.path, folder / "model.onnx", WeightOnlyConfig(bits=bits))
+        return {"graphs": [{"path": "model.onnx", "report": dataclasses.asdict(report)}], "candidates": []}
+
+    return make
+
+
+_make_weight_only = {"int8": _weight_only(8), "int4": _weight_only(4)}
 
 
 def real_cases(state: State) -> list[Case]:

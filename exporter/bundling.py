@@ -65,6 +65,7 @@ def write_manifest(state: State, final: bool = False) -> Manifest:
         embedding=facts.settings.embedding,
         labels=facts.settings.labels,
         mask=facts.settings.mask,
+        generation=facts.settings.generation,
         inputs=facts.inputs,
         outputs=facts.outputs,
         files=tuple(_record(state.folder, path, final) for path in _files(state.folder)),

@@ -8,38 +8,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tokenizers
 
+from onnxpress.exporter.decoder_cases import decoder_inputs
 from onnxpress.exporter.reference import Reference
+from onnxpress.exporter.texts import REAL_TEXTS, SECOND_TEXTS
 from onnxpress.runtime.encoder import FloatArray
 from onnxpress.runtime.errors import UnsupportedModelError
 from onnxpress.runtime.verification import Case, IntArray
 
 Feeds = dict[str, IntArray]
 
-# Texts of different lengths and scripts for models that are exported without an evaluation file.
-REAL_TEXTS = (
-    "The parcel arrived two days late and the box was open.",
-    "How do I change the address of my order?",
-    "Thanks!",
-    "我想知道我的订单什么时候能到。",
-    "La réunion de jeudi est reportée à la semaine prochaine à cause de la grève des trains régionaux.",
-    "In 2019 the plant produced 4,100 tonnes of cheese, 12.5 % more than the year before 🧀.",
-    "She did not say that he stole the money.",
-    (
-        "A long sentence, written so that at least one of the texts in this batch is considerably longer than the "
-        "others, goes on for a while about the weather, the price of coffee, and whether the last train has left."
-    ),
-)
-# Second texts for models that read two; each goes with the text at its place above.
-SECOND_TEXTS = (
-    "When did it arrive?",
-    "You can change it under account, addresses.",
-    "You are welcome.",
-    "订单明天到。",
-    "Les trains ne roulent pas jeudi.",
-    "The plant makes cheese.",
-    "Somebody stole the money.",
-    "The text is about the weather.",
-)
 _PAIRED = ("text-classification", "zero-shot-classification", "text-ranking", "question-answering")
 _LARGEST_ACTIVATION = 2**24
 """Elements of the largest attention matrix of an input: it is kept for every layer when ranges are looked for."""
@@ -51,7 +28,12 @@ def make_cases(reference: Reference) -> list[Case]:
     Raises:
         UnsupportedModelError: the reference gives values that are not finite.
     """
-    return [_case(name, real, feeds, reference.compute(feeds)) for name, real, feeds in _CaseMaker(reference).inputs()]
+    if reference.settings.generation is not None:
+        limits = reference.limits
+        made = decoder_inputs(reference.backend, limits.vocabulary, limits.positions)
+    else:
+        made = _CaseMaker(reference).inputs()
+    return [_case(name, real, feeds, reference.compute(feeds)) for name, real, feeds in made]
 
 
 class _CaseMaker:

@@ -26,7 +26,7 @@ def _score(state: State, variant: VariantState) -> float:
         return -float(bundling.variant_size_bytes(state, variant.name))
     measured = state.measurements.get(variant.name)
     if measured is None:
-        return {"int8": 2.0, "fp32": 1.0}.get(variant.precision, 0.0)
+        return {"int4": 3.0, "int8": 2.0, "fp32": 1.0}.get(variant.precision, 0.0)
     if state.config.objective == "latency":
         return -float(measured.latency[_SHORTEST]["p50_ms"])
     return max(float(row["texts_per_second"]) for row in measured.throughput)

@@ -12,14 +12,19 @@ from onnxpress.runtime.errors import InvalidInputError
 Target = Literal["cpu", "cuda", "tensorrt"]
 Objective = Literal["throughput", "latency", "size"]
 Measure = Literal["quick", "full", "none"]
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
 # Dynamic int8 needs DynamicQuantizeLinear, for which onnxruntime has a CPU kernel only.
 PRECISIONS_OF_TARGET: dict[str, tuple[str, ...]] = {
-    "cpu": ("fp32", "fp16", "int8"),
+    "cpu": PRECISIONS,
     "cuda": ("fp32", "fp16"),
     "tensorrt": ("fp32", "fp16"),
 }
+
+
+# 8 and 4 bits of a decoder are those of its weights alone.
+_PRECISIONS_OF_DECODERS = ("fp32", "int8", "int4")
+_PRECISIONS_OF_ENCODERS = ("fp32", "fp16", "int8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Thresholds:
     """Logits: largest root mean square error, in units of max(1, root mean square of the logits). The defaults are what
     the cosines above come to: vectors at an angle a differ by 2 sin(a / 2) of their length."""
     int8_rms: float = 0.2
+    int4_rms: float = 0.5
+    """Wide, because a model with random weights is the hardest there is; trained ones are judged by perplexity."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -48,7 +55,7 @@ class Thresholds:
             return "max_abs", self.fp32_max_abs
         if task == "feature-extraction":
             return "cosine", self.fp16_cosine if precision == "fp16" else self.int8_cosine
-        return "rms", self.fp16_rms if precision == "fp16" else self.int8_rms
+        return "rms", {"fp16": self.fp16_rms, "int8": self.int8_rms, "int4": self.int4_rms}[precision]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +107,18 @@ class ExportConfig:
         if self.threads is not None and self.threads < 1:
             raise InvalidInputError(f"threads is {self.threads}; give at least 1")
 
-    def effective_variants(self) -> tuple[str, ...]:
-        """The precisions to make, in the order fp32, fp16, int8, each once."""
+    def effective_variants(self, task: str) -> tuple[str, ...]:
+        """The precisions to make for a task, in the order of `PRECISIONS`, each once.
+
+        Raises:
+            InvalidInputError: one that was asked for does not exist for the task.
+        """
+        able = _PRECISIONS_OF_DECODERS if task == "text-generation" else _PRECISIONS_OF_ENCODERS
+        for name in self.variants or ():
+            if name not in able:
+                raise InvalidInputError(f"variant {name!r} is not made for {task}; it takes: {', '.join(able)}")
         asked = self.variants or PRECISIONS_OF_TARGET[self.target]
-        return tuple(name for name in PRECISIONS if name in asked)
+        return tuple(name for name in PRECISIONS if name in asked and name in able)
 
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:

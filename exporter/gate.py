@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from onnxpress.runtime.decoding import decode
 from onnxpress.runtime.errors import OnnxpressError, VerificationError
 from onnxpress.runtime.evaluation import Evaluation, Scores, evaluate
 from onnxpress.runtime.machine import describe_machine
-from onnxpress.runtime.manifest import SessionSettings
+from onnxpress.runtime.manifest import SessionSettings, Tensor
 from onnxpress.runtime.model import load
 from onnxpress.runtime.providers import SHORT_NAMES, choose_providers, unusable_because
-from onnxpress.runtime.session import make_session, runner
+from onnxpress.runtime.session import make_session
 from onnxpress.runtime.verification import Parity, Run, check_parity
+from onnxpress.runtime.verifying import run_of
 
 DEFAULT_MAX_DROP = 1.0
 """Points of the evaluation's metric a variant may lose unless asked otherwise."""
@@ -95,12 +97,11 @@ def _judge(state: State, variant: VariantState) -> VariantState:
     """The gate: parity with the reference, then accuracy."""
     kind, threshold = (state.config.thresholds or Thresholds()).for_precision(variant.precision, state.task)
     try:
-        run, notes = _runner(state, variant, variant.graph)
+        run, compared, notes = _runner(state, variant, variant.graph)
     except OnnxpressError as error:
         return dataclasses.replace(variant, status="failed", failure=str(error))
     with quiet(state.verbose):
-        assert state.facts is not None
-        parity = check_parity(run, state.cases, state.facts.outputs, kind, threshold)
+        parity = check_parity(run, state.cases, compared, kind, threshold)
     variant = dataclasses.replace(variant, parity=parity, notes=(*_notes(state, variant), *notes))
     if (failure := parity.failure(state.source.reference)) is not None:
         found = first_divergence(state, variant.graph.path, real_cases(state)[0].feeds)
@@ -121,7 +122,7 @@ def _check_accuracy(state: State, variant: VariantState) -> VariantState:
         scores = evaluate(load(state.folder, providers=providers, threads=state.threads), state.evaluation)
     allowed = DEFAULT_MAX_DROP if state.config.max_accuracy_drop is None else state.config.max_accuracy_drop
     before, after = state.baseline_scores.primary, scores.primary
-    drop = before - after
+    drop = state.evaluation.loss(before, after)
     variant = dataclasses.replace(
         variant,
         accuracy=after,
@@ -141,9 +142,10 @@ def _changed_answers(before: Scores, after: Scores) -> int | None:
     return sum(one != other for one, other in zip(before.predictions, after.predictions, strict=True))
 
 
-def _runner(state: State, variant: VariantState, graph: Graph) -> tuple[Run, tuple[str, ...]]:
-    """What runs the graph, and what the report must say about it: the target's provider where this machine has it,
-    else the CPU's kernels, else - the CPU has none for an operator - the traced graph, after a look at the structure.
+def _runner(state: State, variant: VariantState, graph: Graph) -> tuple[Run, Sequence[Tensor], tuple[str, ...]]:
+    """What runs the graph, what is compared of it, and what the report must say about it: the target's provider where
+    this machine has it, else the CPU's kernels, else - the CPU has none for an operator - the traced graph, after a
+    look at the structure.
 
     Raises:
         OnnxpressError: the graph does not load.
@@ -160,9 +162,8 @@ def _runner(state: State, variant: VariantState, graph: Graph) -> tuple[Run, tup
         assert state.traced is not None
         session = make_session(state.traced, SessionSettings(), threads=state.threads)
         notes = ("The CPU has no kernel for one of its operators: its unfused form was compared in its place.",)
-
     assert state.facts is not None
-    return runner(session, [tensor.name for tensor in state.facts.outputs]), notes
+    return *run_of(session, state.facts.settings, state.facts.outputs), notes
 
 
 def _with_baseline_scores(state: State) -> State:

@@ -85,8 +85,8 @@ def load_model(source: Source, task: str, config: ExportConfig) -> LoadedModel:
     """
     if not source.config.get("auto_map"):  # code that comes with a model may have heads that transformers has not
         refuse_missing_head(str(source.config.get("model_type")), source.name, task)
-    transformer = _load_transformer(source, task, config)
-    tokenizer = _load_tokenizer(source, config)
+    transformer = load_transformer(source, task, config)
+    tokenizer = load_tokenizer(source, config)
     sentence = read_sentence_config(source.folder) if task == "feature-extraction" else None
     sentence = sentence or default_sentence_config(source.folder)
     add_lower_case(tokenizer.backend_tokenizer, sentence)
@@ -128,7 +128,12 @@ def load_model(source: Source, task: str, config: ExportConfig) -> LoadedModel:
     )
 
 
-def _load_transformer(source: Source, task: str, config: ExportConfig) -> Any:
+def load_transformer(source: Source, task: str, config: ExportConfig) -> Any:
+    """The transformers model with the head for a task, float32, in evaluation mode, every weight from the checkpoint.
+
+    Raises:
+        UnsupportedModelError: transformers cannot load it, or weights are missing.
+    """
     folder = transformer_folder(source.folder)
     try:
         model, report = model_class(task, source).from_pretrained(
@@ -162,7 +167,12 @@ def _load_transformer(source: Source, task: str, config: ExportConfig) -> Any:
     return model
 
 
-def _load_tokenizer(source: Source, config: ExportConfig) -> Any:
+def load_tokenizer(source: Source, config: ExportConfig) -> Any:
+    """The model's tokenizer, backed by the `tokenizers` library.
+
+    Raises:
+        UnsupportedModelError: there is none, or it has no such form.
+    """
     require_tokenizer(transformer_folder(source.folder))
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class Reference(Protocol):
-    """A model in PyTorch (`loading.py`), or an ONNX file that was given (`onnx_file/reference.py`)."""
+    """A model in PyTorch (`loading.py`, `decoder/reference.py`), or an ONNX file that was given
+    (`onnx_file/reference.py`)."""
 
     @property
     def backend(self) -> tokenizers.Tokenizer:
@@ -48,7 +49,7 @@ class Reference(Protocol):
         """Number of weights."""
 
     def compute(self, feeds: Mapping[str, Any]) -> dict[str, FloatArray]:
-        """Outputs by name for numpy inputs by name."""
+        """What the gate compares, by name, for the inputs of a case (`make_cases`)."""
 
     def write_graph(self, path: Path) -> None:
         """Write the float32 graph, its weights in a file beside it."""
@@ -76,6 +77,10 @@ def load_reference(source: Source, task: str, config: ExportConfig) -> Reference
         from onnxpress.exporter.onnx_file.reference import load_onnx
 
         return load_onnx(source, task, config)
+    if task == "text-generation":
+        from onnxpress.exporter.decoder.reference import load_decoder
+
+        return load_decoder(source, config)
     from onnxpress.exporter.loading import load_model
 
     return load_model(source, task, config)

@@ -102,7 +102,8 @@ def _variant(state: State, variant: VariantState) -> dict[str, Any]:
     failed = variant.status == "failed"
     drop = None
     if variant.accuracy is not None and state.baseline_scores is not None:
-        drop = state.baseline_scores.primary - variant.accuracy
+        assert state.evaluation is not None
+        drop = state.evaluation.loss(state.baseline_scores.primary, variant.accuracy)
     return {
         "name": variant.name,
         "precision": variant.precision,

@@ -9,7 +9,7 @@ from onnxpress.exporter.source import Source, read_json
 from onnxpress.runtime.errors import InvalidInputError, UnsupportedModelError
 from onnxpress.runtime.tasks import TASKS
 
-SUPPORTED = tuple(TASKS)
+SUPPORTED = (*TASKS, "text-generation")
 """Tasks onnxpress exports."""
 
 # Other names people use for them.
@@ -31,9 +31,10 @@ _SUFFIXES = {
     "ForQuestionAnswering": "question-answering",
     "ForQuestionAnsweringSimple": "question-answering",
     "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
 }
 # A hub's tag is followed from the first to the second: the body of a masked language model gives embeddings.
-_BODIES = {"fill-mask": ("feature-extraction",)}
+_BODIES = {"fill-mask": ("feature-extraction",), "text-generation": ("feature-extraction",)}
 
 
 def resolve_task(asked: str | None, source: Source) -> str:

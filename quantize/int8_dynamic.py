@@ -20,6 +20,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from onnxpress.quantize.graphs import PassReport, count_ops, drop_initializer_shapes, load_graph, save_graph
 from onnxpress.quantize.outliers import Feeds, OutlierConfig, Tamed, tame_outliers
+from onnxpress.runtime.errors import UnsupportedModelError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,9 @@ def quantize_int8_dynamic(
         target: where to write it; weights go to `<target name>.data` beside it.
         config: how weights become 8 bits.
         feeds: inputs to find outlier channels with; needed where `config.outliers` is set.
+
+    Raises:
+        UnsupportedModelError: there is nothing to quantize.
     """
     model = load_graph(source)
     before = count_ops(model)
@@ -74,9 +78,11 @@ def quantize_int8_dynamic(
     drop_initializer_shapes(model)
     tamed = tame_outliers(model, feeds, config.outliers) if config.outliers else Tamed(0, 0, ())
     quantized = _quantize(model, config, tamed.float32_products)
-    save_graph(quantized, target)
     after = count_ops(quantized)
     products = sum(after.get(name, 0) for name in ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"))
+    if not products:
+        raise UnsupportedModelError("it has no matrix product with a constant weight")
+    save_graph(quantized, target)
     return PassReport(
         name="quantize to int8",
         summary=f"{products} matrix products in int8: {config.label}"

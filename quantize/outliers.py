@@ -60,6 +60,8 @@ def tame_outliers(model: onnx.ModelProto, feeds: Sequence[Feeds], config: Outlie
         config: what counts as an outlier.
     """
     products = _products(model)
+    if not products:
+        return Tamed(0, 0, ())
     peaks = _channel_peaks(model, list(products), feeds)
     edit = _Edit(model)
     smoothed = split = 0

@@ -18,7 +18,7 @@ SCHEMA_VERSION = 2
 
 def _upgrade_1_to_2(document: dict[str, Any]) -> dict[str, Any]:
     """Version 1 knew sentence embedders only."""
-    return document | {"schema_version": 2, "labels": None, "mask": None}
+    return document | {"schema_version": 2, "labels": None, "mask": None, "generation": None}
 
 
 # Functions from an older document to the next version, so that older bundles stay readable.
@@ -91,6 +91,29 @@ class MaskSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class GenerationSettings:
+    """A decoder's key/value cache and how its model is meant to write."""
+
+    layers: int
+    kv_heads: tuple[int, ...]
+    """Key/value heads of each layer."""
+    head_dims: tuple[int, ...]
+    """Size of a head in each layer."""
+    cache_dtype: Literal["float32", "float16"]
+    context: int
+    """Tokens at most, prompt and answer together."""
+    vocabulary: int
+    eos_ids: tuple[int, ...]
+    """Tokens that end an answer."""
+    bos_id: int | None
+    """What a prompt of no tokens is continued from."""
+    defaults: dict[str, Any]
+    """The model's own sampling options, under transformers' names."""
+    chat_template: str | None
+    """Jinja, over a list of messages."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskSettings:
     """What a task needs to know beside the graph: the part of the manifest that a model in PyTorch has too."""
 
@@ -99,6 +122,7 @@ class TaskSettings:
     embedding: EmbeddingSettings | None
     labels: LabelSettings | None
     mask: MaskSettings | None
+    generation: GenerationSettings | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +185,8 @@ class Manifest:
     """For the tasks that classify texts or tokens, and for text-ranking."""
     mask: MaskSettings | None
     """For the task fill-mask."""
+    generation: GenerationSettings | None
+    """For the task text-generation."""
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     files: tuple[FileRecord, ...]
@@ -174,7 +200,7 @@ class Manifest:
     @property
     def settings(self) -> TaskSettings:
         """The part that the classes in `runtime/tasks` read."""
-        return TaskSettings(self.task, self.tokenizer, self.embedding, self.labels, self.mask)
+        return TaskSettings(self.task, self.tokenizer, self.embedding, self.labels, self.mask, self.generation)
 
     def variant(self, name: str | None) -> Variant:
         """The variant called `name`, or the default one.

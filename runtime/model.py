@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 from onnxpress.runtime.bundle import open_bundle
 from onnxpress.runtime.encoder import Encoder, SessionGraph
 from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError
+from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.machine import usable_cores
 from onnxpress.runtime.providers import choose_providers
 from onnxpress.runtime.session import import_onnxruntime
@@ -25,6 +26,9 @@ from onnxpress.runtime.tokenizer import Tokenizer
 from onnxpress.runtime.verifying import is_verified_here
 
 Providers = str | Sequence[str] | None
+
+SERVED: dict[str, type[TaskModel] | type[Generator]] = {**TASKS, "text-generation": Generator}
+"""The tasks of bundles, and the classes that serve them."""
 
 
 @overload
@@ -107,6 +111,18 @@ def load(
     threads: int | None = ...,
     verify: bool = ...,
     *,
+    task: Literal["text-generation"],
+) -> Generator: ...
+
+
+@overload
+def load(
+    path: str | Path,
+    variant: str | None = ...,
+    providers: Providers = ...,
+    threads: int | None = ...,
+    verify: bool = ...,
+    *,
     task: None = ...,
 ) -> Any: ...
 
@@ -119,7 +135,7 @@ def load(
     verify: bool = False,
     *,
     task: str | None = None,
-) -> TaskModel:
+) -> TaskModel | Generator:
     """Open a bundle for serving.
 
     Args:
@@ -133,7 +149,7 @@ def load(
 
     Returns:
         an object of the task's class in `onnxpress.runtime.tasks`: `Embedder`, `Classifier`, `Reranker`, `Tagger`,
-        `Reader` or `Filler`.
+        `Reader` or `Filler`; for text-generation a `Generator` (`onnxpress.runtime.generation.generator`).
 
     Raises:
         InvalidBundleError: the bundle is broken, or has no such variant or task.
@@ -145,13 +161,13 @@ def load(
     bundle = open_bundle(path, verify=verify)
     manifest = bundle.manifest
     chosen = manifest.variant(variant)
-    if manifest.task not in TASKS:
+    if manifest.task not in SERVED:
         raise InvalidBundleError(
-            f"the bundle's task is {manifest.task!r}, this onnxpress serves: {', '.join(TASKS)}; upgrade onnxpress"
+            f"the bundle's task is {manifest.task!r}, this onnxpress serves: {', '.join(SERVED)}; upgrade onnxpress"
         )
     if task is not None and task != manifest.task:
         raise InvalidBundleError(f"the bundle {path} is for {manifest.task}, {task} was asked for")
-    serves = TASKS[manifest.task]
+    serves = SERVED[manifest.task]
     if serves.needs is not None and getattr(manifest.settings, serves.needs) is None:
         raise InvalidBundleError(f"the manifest says nothing under {serves.needs!r}, which {manifest.task} needs")
     import_onnxruntime()
@@ -161,7 +177,9 @@ def load(
             f"variant {chosen.name!r} is not verified on {chosen_providers[0]}; run `onnxpress verify {path}` here",
             stacklevel=2,
         )
+    if serves is Generator:
+        return Generator.open(bundle, chosen, chosen_providers, threads or usable_cores())
     tokenizer = Tokenizer(bundle.path_of(manifest.tokenizer.file), manifest.tokenizer)
     graph = SessionGraph(bundle, chosen, chosen_providers, threads or usable_cores())
     encoder = Encoder(graph, manifest.tokenizer, manifest.inputs, manifest.outputs)
-    return serves(encoder, tokenizer, manifest.settings)
+    return TASKS[manifest.task](encoder, tokenizer, manifest.settings)

@@ -10,14 +10,18 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnxpress.runtime.bundle import Bundle
 from onnxpress.runtime.machine import describe_machine, usable_cores
-from onnxpress.runtime.manifest import Variant
+from onnxpress.runtime.manifest import TaskSettings, Tensor, Variant
 from onnxpress.runtime.paths import user_cache, write_atomically
 from onnxpress.runtime.providers import choose_providers, require_target
 from onnxpress.runtime.session import make_session, runner
-from onnxpress.runtime.verification import CASES_FILE, check_parity, load_cases
+from onnxpress.runtime.verification import CASES_FILE, Run, check_parity, load_cases
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +53,8 @@ def verify_variant(
         bundle.model_path(variant), variant.session, threads=threads or usable_cores(), providers=chosen
     )
     cases = load_cases(bundle.path_of(CASES_FILE))
-    outputs = bundle.manifest.outputs
-    parity = check_parity(
-        runner(session, [tensor.name for tensor in outputs]),
-        cases,
-        outputs,
-        variant.parity_kind,
-        variant.parity_threshold,
-    )
+    run, compared = run_of(session, bundle.manifest.settings, bundle.manifest.outputs)
+    parity = check_parity(run, cases, compared, variant.parity_kind, variant.parity_threshold)
     sentence = parity.failure() or (
         f"passed on {chosen[0]}: largest difference {parity.max_abs_difference:.2g}, lowest cosine similarity "
         f"{parity.min_cosine:.5f} over {len(cases)} inputs"
@@ -66,6 +64,23 @@ def verify_variant(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(dataclasses.asdict(verdict)).encode())
     return verdict
+
+
+def run_of(
+    session: onnxruntime.InferenceSession, settings: TaskSettings, outputs: Sequence[Tensor]
+) -> tuple[Run, Sequence[Tensor]]:
+    """How the gate runs a graph, and what it compares of it.
+
+    Args:
+        session: of the graph.
+        settings: of the model's task.
+        outputs: of the graph.
+    """
+    if settings.generation is not None:
+        from onnxpress.runtime.generation.replay import COMPARED, replay_run
+
+        return replay_run(session, settings.generation), COMPARED
+    return runner(session, [tensor.name for tensor in outputs]), outputs
 
 
 def is_verified_here(bundle: Bundle, variant: Variant, provider: str) -> bool:

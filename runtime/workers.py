@@ -17,10 +17,10 @@ from onnxpress.runtime.machine import peak_memory_bytes
 
 if TYPE_CHECKING:
     from onnxpress.runtime.tasks import TaskModel
-    from onnxpress.runtime.workload import Work
+    from onnxpress.runtime.workload import Work, Writes
 
 
-def serve(load: Callable[[], TaskModel]) -> None:
+def serve(load: Callable[[], TaskModel | Writes]) -> None:
     """Load a model, then answer commands until stdin ends. A text is one unit of the model's work (workload.py).
 
     Commands, one JSON object a line: {"do": "latency", "text", "seconds"} -> seconds of each call;

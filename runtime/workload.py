@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from onnxpress.runtime.tasks.answering import Reader
 from onnxpress.runtime.tasks.base import TaskModel
@@ -17,11 +17,25 @@ QUERY = "when does the order arrive"
 """What documents are ranked for and contexts are asked."""
 HYPOTHESIS = "This example is about an order."
 
+
+class Writes(Protocol):
+    """A model that continues texts, greedily at temperature 0."""
+
+    def generate(self, prompts: list[str], /, **options: Any) -> Any:
+        """An answer to each prompt."""
+
+
+NEW_TOKENS = 16
+"""What a decoder writes for a text, whatever it is."""
+
 Work = Callable[[list[str]], Any]
 
 
-def work_of(model: TaskModel) -> Work:
+def work_of(model: TaskModel | Writes) -> Work:
     """The function that is timed: texts to answers."""
+    if not isinstance(model, TaskModel):
+        options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "temperature": 0.0, "ignore_eos": True}
+        return lambda texts: model.generate(texts, **options)
     if isinstance(model, Embedder):
         return model.embed
     if isinstance(model, Classifier):

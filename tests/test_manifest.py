@@ -18,6 +18,7 @@ from onnxpress.runtime.manifest import (
     SCHEMA_VERSION,
     EmbeddingSettings,
     FileRecord,
+    GenerationSettings,
     LabelSettings,
     Manifest,
     MaskSettings,
@@ -40,6 +41,7 @@ MANIFEST = Manifest(
     embedding=EmbeddingSettings(8, ("Transformer", "Pooling (mean)"), True, "cosine", False, {"query": "Q: "}, None),
     labels=LabelSettings(("negative", "positive"), "softmax"),
     mask=MaskSettings("[MASK]", 4),
+    generation=GenerationSettings(1, (2,), (8,), "float32", 64, 99, (2,), None, {"temperature": 0.7}, "{{ messages }}"),
     inputs=(Tensor("input_ids", "int64", ("batch", "sequence")),),
     outputs=(Tensor("sentence_embedding", "float", ("batch", "8")),),
     files=(FileRecord("tokenizer.json", 3, "cd" * 32), FileRecord("fp32/model.onnx", 5, "ef" * 32)),
@@ -166,11 +168,11 @@ def test_a_newer_schema_asks_for_a_newer_onnxpress() -> None:
 
 def test_a_bundle_of_the_first_version_is_read() -> None:
     document = changed("schema_version", to=1)
-    for key in ("labels", "mask"):
+    for key in ("labels", "mask", "generation"):
         del document[key]
     for key in ("padding_side", "pad_type_id"):
         del document["tokenizer"][key]
-    assert parse(document) == dataclasses.replace(MANIFEST, labels=None, mask=None)
+    assert parse(document) == dataclasses.replace(MANIFEST, labels=None, mask=None, generation=None)
 
 
 def test_an_older_schema_is_upgraded_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:

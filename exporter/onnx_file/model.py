@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxpress.exporter.cases import REAL_TEXTS
 from onnxpress.exporter.config import ExportConfig
 from onnxpress.exporter.labels import label_settings
 from onnxpress.exporter.onnx_file.outputs import Array, plan_outputs, task_outputs
@@ -26,6 +25,7 @@ from onnxpress.exporter.sentence import (
     read_sentence_config,
 )
 from onnxpress.exporter.source import Source, transformer_folder
+from onnxpress.exporter.texts import REAL_TEXTS
 from onnxpress.exporter.tokenizer_files import FolderTokenizer, read_tokenizer
 from onnxpress.runtime.encoder import FloatArray
 from onnxpress.runtime.errors import UnsupportedModelError

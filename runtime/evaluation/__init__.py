@@ -19,6 +19,7 @@ from onnxpress.runtime.evaluation import (
     fill_mask,
     question_answering,
     text_classification,
+    text_generation,
     text_ranking,
     token_classification,
 )
@@ -48,6 +49,7 @@ _MODULES: dict[str, Any] = {
     "question-answering": question_answering,
     "text-ranking": text_ranking,
     "fill-mask": fill_mask,
+    "text-generation": text_generation,
 }
 TASKS = {task: Task(module.read, module.figure, module.score) for task, module in _MODULES.items()}
 

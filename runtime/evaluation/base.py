@@ -34,6 +34,12 @@ class Evaluation:
     label: str
     """The same for a person."""
 
+    def loss(self, before: float, after: float) -> float:
+        """What a model has lost against another, in points; of perplexity, of which less is better, in percent."""
+        if self.metric == "perplexity":
+            return 100.0 * (after / before - 1.0)
+        return before - after
+
     @property
     def texts(self) -> list[str]:
         """Every text a model reads, in order: sentences, contexts, documents."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxpress.runtime.generation.generator import Generator
     from onnxpress.runtime.tables import TextLine
     from onnxpress.runtime.tasks import TaskModel
 
@@ -36,13 +37,19 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "hypothesis": _CLASSIFIERS,
     "multi_label": _CLASSIFIERS,
     "strategy": ("token-classification",),
-    "top_k": ("fill-mask",),
+    "top_k": ("fill-mask", "text-generation"),
+    "prompt": ("text-generation",),
+    "max_new_tokens": ("text-generation",),
+    "temperature": ("text-generation",),
+    "top_p": ("text-generation",),
+    "seed": ("text-generation",),
+    "stop": ("text-generation",),
     "query": ("text-ranking", "question-answering"),
     "pair_column": (*_CLASSIFIERS, "text-ranking", "question-answering"),
 }
 
 
-def answering(model: TaskModel, arguments: argparse.Namespace) -> Answering:
+def answering(model: TaskModel | Generator, arguments: argparse.Namespace) -> Answering:
     """How to answer lines with a model.
 
     Raises:
@@ -52,7 +59,7 @@ def answering(model: TaskModel, arguments: argparse.Namespace) -> Answering:
 
     task = model.settings.task
     for option, tasks in OPTIONS.items():
-        if getattr(arguments, option) and task not in tasks:
+        if getattr(arguments, option) not in (None, False) and task not in tasks:
             raise InvalidInputError(
                 f"--{option.replace('_', '-')} is for {' and '.join(tasks)}; this bundle is for {task}"
             )
@@ -135,6 +142,22 @@ def _fill(model: Any, arguments: argparse.Namespace) -> Answering:
     return Answering("text", None, answer)
 
 
+def writing_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was said about how to write; the rest is the model's own."""
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+
+
+def _write(model: Any, arguments: argparse.Namespace) -> Answering:
+    options = writing_options(arguments)
+
+    def answer(lines: list[TextLine]) -> Records:
+        found = model.generate([line.text for line in lines], **options)
+        return [{"text": entry.text, "finish_reason": entry.finish_reason} for entry in found]
+
+    return Answering("text", None, answer)
+
+
 _ANSWERING: dict[str, Callable[[Any, argparse.Namespace], Answering]] = {
     "feature-extraction": _embed,
     "text-classification": _classify,
@@ -143,6 +166,7 @@ _ANSWERING: dict[str, Callable[[Any, argparse.Namespace], Answering]] = {
     "token-classification": _tag,
     "question-answering": _answer,
     "fill-mask": _fill,
+    "text-generation": _write,
 }
 
 

@@ -21,12 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",
         help="what the model is for (inferred if not given): feature-extraction, text-classification, "
-        "zero-shot-classification, text-ranking, token-classification, question-answering or fill-mask",
+        "zero-shot-classification, text-ranking, token-classification, question-answering, fill-mask or "
+        "text-generation",
     )
     parser.add_argument(
         "--variants",
         metavar="LIST",
-        help="precisions to make, such as fp32,fp16,int8 (default: all the target runs)",
+        help="precisions to make, such as fp32,fp16,int8 or, of decoders, int4 (default: all the target runs)",
     )
     parser.add_argument("--target", default="cpu", help="where it will run: cpu, cuda or tensorrt (default: cpu)")
     parser.add_argument(

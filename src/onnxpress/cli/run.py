@@ -13,6 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
+from onnxpress.cli.writing import add_writing_arguments
+
 if TYPE_CHECKING:
     from onnxpress.cli.answers import Answering
     from onnxpress.runtime.tables import TextLine
@@ -46,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strategy", help="how tokens become entities: none, simple, first, average or max (default: simple)"
     )
-    parser.add_argument("--top-k", type=int, help="proposals for each gap of a text (default: 5)")
+    parser.add_argument(
+        "--top-k", type=int, help="proposals for each gap of a text (default: 5); or tokens to choose the next from"
+    )
+    parser.add_argument("--prompt", help="continue this text and write the answer as it is made, in place of lines")
+    add_writing_arguments(parser)
     parser.add_argument("--prompt-name", help="a prompt of the model's own to put before each text")
     parser.add_argument("--variant", help="which variant to use (default: the bundle's)")
     parser.add_argument("--providers", help="execution providers, such as cpu or cuda, in order of preference")
@@ -56,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer every text; status 2 if any line could not be answered, or if there was none."""
-    from onnxpress.cli.answers import answering
+    from onnxpress.cli.answers import answering, writing_options
+    from onnxpress.cli.writing import write_answer
     from onnxpress.runtime.errors import InvalidInputError
     from onnxpress.runtime.model import load
     from onnxpress.runtime.tables import read_texts
@@ -64,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     providers = arguments.providers.split(",") if arguments.providers else None
     model = load(arguments.bundle, arguments.variant, providers, arguments.threads)
     plan = answering(model, arguments)
+    if arguments.prompt is not None:
+        return write_answer(model.stream(arguments.prompt, **writing_options(arguments)))
     suffix = "." + arguments.input.rsplit(".", 1)[-1].lower() if arguments.input else ""
     form = arguments.format or _FORMS.get(suffix, "text")
     answered, failed = 0, 0

@@ -1,0 +1,5 @@
+"""Decoders of transformers to one ONNX graph that generates text: attention is fused while the model is traced."""
+
+from onnxpress.exporter.decoder.tracing import DecoderFacts, trace_decoder
+
+__all__ = ["DecoderFacts", "trace_decoder"]

@@ -1,0 +1,200 @@
+"""A decoder in PyTorch to one ONNX graph, as torch.export and torch.onnx see it, with names and sizes as promised.
+
+torch.onnx first rewrites the traced program with hundreds of decompositions, which traces it again and takes longer
+than all the rest. Where the program consists of operators that have an ONNX form, that is left out: what remains to be
+done is to drop casts that cast to the type they are given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir
+import torch
+from torch import Tensor, nn
+
+from onnxpress.exporter.decoder.forward import Layer, Trace, call
+from onnxpress.exporter.decoder.rotary import OPSET
+from onnxpress.exporter.tracing import MODULE_KEY
+
+__all__ = ["convert"]
+
+_BATCH, _SEQUENCE, _MAX_LENGTH = 2, 5, 16
+"""Sizes a decoder is traced with: all different, none of them 1, which torch.export takes as fixed."""
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+_CASTS = ("aten.to.", "aten._to_copy.", "aten.type_as.")
+_SAME = ("aten.contiguous.", "aten.detach.", "aten.detach_.", "aten.alias.", "aten.lift_fresh_copy.", "aten.clone.")
+
+
+class _Decoder(nn.Module):
+    """The decoder as a function of tensors alone."""
+
+    def __init__(self, model: Any, layers: Sequence[Layer], cache_argument: str) -> None:
+        super().__init__()
+        self.model = model
+        self._layers = tuple(layers)
+        self._cache_argument = cache_argument
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        last_index: Tensor,
+        seqlens_k: Tensor,
+        total_sequence_length: Tensor,
+        past: Sequence[Tensor],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits [batch, vocabulary] and the present keys and values, in the order of the past ones."""
+        trace = Trace(list(zip(past[::2], past[1::2], strict=True)), self._layers, (seqlens_k, total_sequence_length))
+        trace.shared["last_index"] = last_index
+        with call(trace):
+            logits = self.model(
+                input_ids=input_ids, position_ids=position_ids, use_cache=True, **{self._cache_argument: trace.cache}
+            ).logits
+        present = [states for index in range(len(self._layers)) for states in trace.present[index]]
+        return logits.squeeze(1), present
+
+
+def convert(model: Any, layers: Sequence[Layer], vocabulary: int, cache_argument: str) -> onnx_ir.Model:
+    """Trace a model whose parts are replaced, and convert it.
+
+    Args:
+        model: computes logits [batch, 1, vocabulary] of the tokens at `last_index`.
+        layers: as observed.
+        vocabulary: token ids are below it.
+        cache_argument: what the model's forward calls its cache.
+    """
+    inputs, shapes = _inputs(layers, vocabulary)
+    with torch.no_grad():
+        program = torch.export.export(
+            _Decoder(model, layers, cache_argument), inputs, dynamic_shapes=shapes, strict=False
+        )
+    # Found on the object before it is found on its class: this is what torch.onnx calls.
+    program.run_decompositions = lambda table: _decompose(program, table)
+    parts = [f"{index}.{kind}" for index in range(len(layers)) for kind in ("key", "value")]
+    names = ("input_ids", "position_ids", "last_index", "seqlens_k", "total_sequence_length")
+    converted = torch.onnx.export(
+        program,
+        input_names=[*names, *(f"past.{part}" for part in parts)],
+        output_names=["logits", *(f"present.{part}" for part in parts)],
+        opset_version=OPSET,
+        optimize=False,
+        verbose=False,
+    )
+    graph: onnx_ir.Model = converted.model
+    _name_axes(graph)
+    _clean_metadata(graph)
+    return graph
+
+
+def _inputs(layers: Sequence[Layer], vocabulary: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Inputs to trace with, and which of their sizes are free."""
+    generator = torch.Generator().manual_seed(0)
+    past = [
+        torch.zeros(_BATCH, layer.kv_heads, _MAX_LENGTH, layer.head_dim) for layer in layers for _ in ("key", "value")
+    ]
+    inputs = (
+        torch.randint(vocabulary, (_BATCH, _SEQUENCE), generator=generator),
+        torch.arange(_SEQUENCE).repeat(_BATCH, 1),
+        torch.full((_BATCH,), _SEQUENCE - 1),
+        torch.full((_BATCH,), _SEQUENCE - 1, dtype=torch.int32),
+        torch.tensor([_SEQUENCE], dtype=torch.int32),
+        past,
+    )
+    batch, sequence, max_length = (torch.export.Dim(name) for name in ("batch", "sequence", "max_length"))
+    tokens = {0: batch, 1: sequence}
+    return inputs, (tokens, tokens, {0: batch}, {0: batch}, None, [{0: batch, 2: max_length}] * len(past))
+
+
+def _decompose(program: Any, table: Mapping[Any, Any]) -> Any:
+    """In place of ExportedProgram.run_decompositions: as little as will do."""
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        source = node.args[0] if node.args else None
+        if node.op != "call_function" or not isinstance(source, torch.fx.Node):
+            continue
+        if any(user.op == "output" for user in node.users):  # the program knows its outputs by name
+            continue
+        equal = _equal(graph, node, source)
+        if equal is not None:
+            node.replace_all_uses_with(equal)
+            graph.erase_node(node)
+    if all(_has_onnx_form(node, table) for node in graph.nodes):
+        return program
+    return torch.export.ExportedProgram.run_decompositions(program, table)
+
+
+def _equal(graph: Any, node: Any, source: Any) -> Any:
+    """A node that computes the same and has an ONNX form, if one is known. `source`: the first that `node` reads."""
+    aten = torch.ops.aten
+    name = str(node.target)
+    args: tuple[Any, ...]
+    if name.startswith(_SAME) or (name.startswith(_CASTS) and _dtype(node) == _dtype(source)):
+        return source
+    if name.startswith(_CASTS):
+        target, args, kwargs = aten._to_copy.default, (source,), {"dtype": _dtype(node)}
+    elif node.target == aten.square.default:
+        target, args, kwargs = aten.mul.Tensor, (source, source), {}
+    elif node.target in (aten.min.other, aten.max.other):
+        target = aten.minimum.default if node.target == aten.min.other else aten.maximum.default
+        args, kwargs = node.args, {}
+    else:
+        return None
+    with graph.inserting_before(node):
+        equal = graph.call_function(target, args, kwargs)
+    equal.meta = node.meta
+    return equal
+
+
+def _dtype(node: Any) -> Any:
+    return getattr(node.meta.get("val"), "dtype", None)
+
+
+def _has_onnx_form(node: Any, table: Mapping[Any, Any]) -> bool:
+    """Whether torch.onnx takes a node as it is. `table`: what it would decompose."""
+    if node.op == "get_attr":  # a graph of its own, of a block with gradients switched off, for one
+        return False
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return True
+    return "_assert_" in node.name or (node.target not in table and not node.target._schema.is_mutable)
+
+
+def _name_axes(graph: onnx_ir.Model) -> None:
+    """Give the axes torch calls s18, s41 their names; those given to `Dim` do not survive."""
+    shapes = {value.name: value.shape for value in graph.graph.inputs}
+    names = {
+        str(shapes["input_ids"][0].value): "batch",
+        str(shapes["input_ids"][1].value): "sequence",
+        str(shapes["past.0.key"][2].value): "max_length",
+    }
+    pattern = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
+    for value in _values(graph):
+        if value.shape is not None:
+            value.shape = onnx_ir.Shape(
+                pattern.sub(lambda match: names[match.group()], dim.value)
+                if isinstance(dim, onnx_ir.SymbolicDim) and dim.value is not None
+                else dim
+                for dim in value.shape
+            )
+
+
+def _clean_metadata(graph: onnx_ir.Model) -> None:
+    """Keep of each node's metadata only the PyTorch module it came from: the rest is stack traces with local paths."""
+    for node in graph.graph.all_nodes():
+        scopes = re.findall(r"'([^']*)'", node.metadata_props.get(_SCOPES_KEY, ""))
+        node.metadata_props.clear()
+        if len(scopes) > 1:  # the last scope is the FX node's own name
+            node.metadata_props[MODULE_KEY] = scopes[-2]
+    for value in [*_values(graph), *graph.graph.initializers.values()]:
+        value.metadata_props.clear()
+    graph.metadata_props.clear()
+    graph.graph.metadata_props.clear()
+    graph.producer_name = "onnxpress"
+    graph.producer_version = None
+
+
+def _values(graph: onnx_ir.Model) -> list[onnx_ir.Value]:
+    nodes = graph.graph.all_nodes()
+    return [*graph.graph.inputs, *(output for node in nodes for output in node.outputs)]

@@ -1,0 +1,174 @@
+"""A decoder and its tokenizer in PyTorch, as what variants are made from and compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from onnxpress.exporter.config import ExportConfig
+from onnxpress.exporter.decoder.tracing import DecoderFacts, describe_decoder, trace_decoder
+from onnxpress.exporter.loading import load_tokenizer, load_transformer
+from onnxpress.exporter.reference import Limits
+from onnxpress.exporter.source import Source, read_json, transformer_folder
+from onnxpress.runtime.encoder import FloatArray
+from onnxpress.runtime.generation.perplexity import Array, Window, perplexity_of
+from onnxpress.runtime.generation.replay import rows_of
+from onnxpress.runtime.manifest import GenerationSettings, TaskSettings, Tensor, TokenizerSettings
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# Of generation_config.json: what changes which tokens are chosen, and how many.
+_DEFAULTS = (
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens",
+)  # fmt: skip
+_BATCH = 16  # prompts that PyTorch continues together
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedDecoder:
+    """A decoder in PyTorch float32, evaluation mode: a `Reference`."""
+
+    model: Any
+    tokenizer: Any
+    facts: DecoderFacts
+    settings: TaskSettings
+
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        """See `Reference`."""
+        backend: tokenizers.Tokenizer = self.tokenizer.backend_tokenizer
+        return backend
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """See `Reference`; keys and values of each layer follow the tokens."""
+        tokens = [Tensor(name, "int64", ("batch", "sequence")) for name in ("input_ids", "position_ids")]
+        sizes = [
+            Tensor("last_index", "int64", ("batch",)),
+            Tensor("seqlens_k", "int32", ("batch",)),
+            Tensor("total_sequence_length", "int32", ("1",)),
+        ]
+        return (*tokens, *sizes, *self._cache("past"))
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """See `Reference`."""
+        return (Tensor("logits", "float", ("batch", str(self.facts.vocabulary))), *self._cache("present"))
+
+    @property
+    def limits(self) -> Limits:
+        """See `Reference`."""
+        return Limits(self.facts.context, self.model.get_input_embeddings().weight.shape[0], heads=1)
+
+    @property
+    def architecture(self) -> str:
+        """See `Reference`."""
+        return type(self.model).__name__
+
+    @property
+    def parameters(self) -> int:
+        """See `Reference`."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def compute(self, feeds: Mapping[str, Any]) -> dict[str, FloatArray]:
+        """The logits of a case (runtime/generation/replay.py), each row by itself and without a cache."""
+        found = []
+        with torch.inference_mode():
+            for prompt, following in zip(rows_of(dict(feeds)), feeds["next_ids"].tolist(), strict=True):
+                logits = self.model(input_ids=torch.tensor([prompt + following]), use_cache=False).logits[0]
+                found.append(logits[len(prompt) - 1 :].float().numpy())
+        return {"logits": np.stack(found)}
+
+    def log_probabilities(self, parts: Sequence[Window]) -> list[Array]:
+        """Natural log probabilities of the tokens of windows that count."""
+        results = []
+        with torch.inference_mode():
+            for part in parts:
+                tokens = torch.tensor(part.tokens)
+                logits = self.model(input_ids=tokens[None, :-1], use_cache=False).logits[0, part.first - 1 :].double()
+                chosen = logits.log_softmax(dim=-1).gather(1, tokens[part.first :, None])[:, 0]
+                results.append(chosen.numpy())
+        return results
+
+    def perplexity(self, texts: Sequence[str]) -> float:
+        """Of all texts together (runtime/generation/perplexity.py)."""
+        return perplexity_of(texts, self.backend, self.facts.context, self.log_probabilities)
+
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int, **options: Any) -> list[list[int]]:
+        """Exactly `max_new_tokens` token ids after each prompt, greedily; for measuring."""
+        room = self.facts.context - max_new_tokens
+        answers: list[list[int]] = []
+        with torch.inference_mode():
+            for start in range(0, len(prompts), _BATCH):
+                rows = [self.backend.encode(prompt).ids[:room] or [0] for prompt in prompts[start : start + _BATCH]]
+                width = max(map(len, rows))
+                ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+                mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+                found = self.model.generate(
+                    ids,
+                    attention_mask=mask,
+                    do_sample=False,
+                    max_new_tokens=max_new_tokens,
+                    min_new_tokens=max_new_tokens,
+                    pad_token_id=0,
+                )
+                answers += found[:, width:].tolist()
+        return answers
+
+    def write_graph(self, path: Path) -> None:
+        """See `Reference`; the model is traced."""
+        trace_decoder(self.model, path)
+
+    def _cache(self, when: str) -> list[Tensor]:
+        shapes = zip(self.facts.kv_heads, self.facts.head_dims, strict=True)
+        return [
+            Tensor(f"{when}.{layer}.{kind}", "float", ("batch", str(heads), "max_length", str(size)))
+            for layer, (heads, size) in enumerate(shapes)
+            for kind in ("key", "value")
+        ]
+
+
+def load_decoder(source: Source, config: ExportConfig) -> LoadedDecoder:
+    """Load weights and tokenizer of a decoder.
+
+    Raises:
+        UnsupportedModelError: transformers cannot load the model, or it has attention that cannot be exported.
+    """
+    model = load_transformer(source, "text-generation", config)
+    tokenizer = load_tokenizer(source, config)
+    facts = describe_decoder(model)
+    folder = transformer_folder(source.folder)
+    said = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    ends = said.get("eos_token_id", model.config.eos_token_id)
+    ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    begin = said.get("bos_token_id", model.config.bos_token_id)
+    return LoadedDecoder(
+        model=model,
+        tokenizer=tokenizer,
+        facts=facts,
+        settings=TaskSettings(
+            task="text-generation",
+            tokenizer=TokenizerSettings("tokenizer.json", facts.context, tokenizer.pad_token_id or 0),
+            embedding=None,
+            labels=None,
+            mask=None,
+            generation=GenerationSettings(
+                layers=facts.layers,
+                kv_heads=facts.kv_heads,
+                head_dims=facts.head_dims,
+                cache_dtype="float32",
+                context=facts.context,
+                vocabulary=facts.vocabulary,
+                eos_ids=tuple(map(int, ids)),
+                bos_id=begin if isinstance(begin, int) else None,
+                defaults={name: said[name] for name in _DEFAULTS if said.get(name) is not None},
+                chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
+            ),
+        ),
+    )

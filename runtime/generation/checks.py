@@ -1,0 +1,88 @@
+"""Checks of values that people give for a generation: each failure is a sentence with the value and what to give."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from onnxpress.runtime.errors import InvalidInputError
+
+_LONGEST_STOP = 1_000  # characters; what could become a stop text is held back and searched with every token
+_MOST_STOPS = 64
+
+
+def whole(name: str, value: Any, least: int, most: int | None = None, advice: str | None = None) -> int:
+    """
+    Raises:
+        InvalidInputError: `value` is no whole number from `least` to `most`.
+    """
+    advice = advice or f"a whole number of at least {least}" + (f" and at most {most}" if most is not None else "")
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InvalidInputError(f"{name} is {value!r} of type {type(value).__name__}; give {advice}")
+    result = int(value)
+    if result < least or (most is not None and result > most):
+        raise InvalidInputError(f"{name} is {value}; give {advice}")
+    return result
+
+
+def number(name: str, value: Any, least: float, most: float, advice: str, zero: bool = False) -> float:
+    """
+    Raises:
+        InvalidInputError: `value` is no number from `least` to `most`, nor 0 where `zero` allows that.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InvalidInputError(f"{name} is {value!r} of type {type(value).__name__}; give {advice}")
+    result = float(value)
+    if math.isnan(result) or not (least <= result <= most or (zero and result == 0)):
+        raise InvalidInputError(f"{name} is {value}; give {advice}")
+    return result
+
+
+def flag(name: str, value: Any) -> bool:
+    """
+    Raises:
+        InvalidInputError: `value` is neither true nor false.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise InvalidInputError(f"{name} is {value!r} of type {type(value).__name__}; give true or false")
+    return bool(value)
+
+
+def stop_texts(stop: Any) -> tuple[str, ...]:
+    """
+    Raises:
+        InvalidInputError: `stop` is not a text or several, or one of them is empty or too long.
+    """
+    texts = _listed("stop", [stop] if isinstance(stop, str) else stop, "a text or a list of texts")
+    if len(texts) > _MOST_STOPS:
+        raise InvalidInputError(f"stop has {len(texts)} texts; give {_MOST_STOPS} at most")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidInputError(f"stop text {index} is of type {type(text).__name__}; give a str")
+        if not text:
+            raise InvalidInputError(f"stop text {index} is empty, so it is everywhere; leave it out")
+        if len(text) > _LONGEST_STOP:
+            raise InvalidInputError(f"stop text {index} has {len(text):,} characters; give {_LONGEST_STOP:,} at most")
+    return tuple(texts)
+
+
+def token_ids(ids: Any) -> tuple[int, ...]:
+    """
+    Raises:
+        InvalidInputError: `ids` is not a token id or several.
+    """
+    listed = _listed("stop_token_ids", [ids] if isinstance(ids, Integral) else ids, "a list of token ids")
+    return tuple(whole(f"stop_token_ids[{index}]", token, 0, advice="a token id") for index, token in enumerate(listed))
+
+
+def _listed(name: str, value: Any, advice: str) -> list[Any]:
+    if value is None:
+        return []
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise InvalidInputError(f"{name} is of type {type(value).__name__}; give {advice}")
+    return list(value)

@@ -1,0 +1,362 @@
+"""Text from prompts: what `onnxpress.load` gives for a bundle whose task is text-generation.
+
+Puts together what one answer needs (prompts.py, sampling.py, stopping.py, constraints.py, chat.py) and hands it to the
+engine, which all callers share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, Unpack, overload
+
+from onnxpress.runtime.errors import InvalidInputError, ProviderError
+from onnxpress.runtime.generation.cache import CacheLayout, KeyValueCache
+from onnxpress.runtime.generation.chat import render_chat
+from onnxpress.runtime.generation.checks import number
+from onnxpress.runtime.generation.constraints import Grammar, Grammars
+from onnxpress.runtime.generation.decoder import Decoder
+from onnxpress.runtime.generation.engine import Engine
+from onnxpress.runtime.generation.perplexity import log_probabilities_of, perplexity_of
+from onnxpress.runtime.generation.prompts import Prompt, Prompts, is_one
+from onnxpress.runtime.generation.replay import Replay
+from onnxpress.runtime.generation.requests import Delta, Generation, Request
+from onnxpress.runtime.generation.sampling import Sampler, Sampling
+from onnxpress.runtime.generation.stopping import AnswerText, StopTracker
+from onnxpress.runtime.generation.streaming import Detokenizer
+from onnxpress.runtime.generation.streams import AsyncStream, MakeRequest, Stream
+from onnxpress.runtime.manifest import TaskSettings
+from onnxpress.runtime.providers import CPU
+from onnxpress.runtime.session import make_session
+from onnxpress.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from onnxpress.runtime.bundle import Bundle
+    from onnxpress.runtime.manifest import Variant
+
+Messages = Sequence[Mapping[str, Any]]
+
+MOST_ROWS = 16
+"""Requests that are answered at once, where the cache may become large enough."""
+
+
+class Options(TypedDict, total=False):
+    """How to write: the fields of `Sampling`, and what goes beyond one token. The rest is as the model's own
+    `generation_config.json` says."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    logprobs: int | None
+    n: int
+    grammar: Grammar | None
+    """What the answer must be (constraints.py)."""
+    timeout_seconds: float | None
+    """An answer that is not complete by then ends with the reason `timeout`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """What a generator was loaded from."""
+
+    bundle: Bundle
+    variant: Variant
+    providers: tuple[str, ...]
+    threads: int
+
+
+class Generator:
+    """A model that continues texts. Made by `onnxpress.load`; safe to call from many threads, whose requests then run
+    together."""
+
+    needs: ClassVar[str | None] = "generation"
+    """The part of `TaskSettings` that must be there."""
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, settings: TaskSettings, served: Served | None = None
+    ) -> None:
+        """
+        Args:
+            engine: over the model's graph.
+            tokenizer: of the model.
+            settings: with the part `generation`.
+            served: what it was loaded from, for those who ask.
+        """
+        assert settings.generation is not None
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.served = served
+        self._generation = settings.generation
+        self._prompts = Prompts(tokenizer.backend, settings.generation)
+        self._detokenizer = Detokenizer(self._prompts.tokenizer)
+        self._grammars = Grammars(self._prompts.tokenizer, self._generation.eos_ids, self._generation.vocabulary)
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle,
+        variant: Variant,
+        providers: Sequence[str],
+        threads: int,
+        *,
+        cache_bytes: int | None = None,
+        most_rows: int = MOST_ROWS,
+    ) -> Generator:
+        """Load a variant of a bundle.
+
+        Args:
+            bundle: for text-generation.
+            variant: of the bundle.
+            providers: onnxruntime's names, most wanted first.
+            threads: CPU threads to use.
+            cache_bytes: what keys and values of all requests may take; None for half of the memory that is free now.
+            most_rows: requests that run at once.
+
+        Raises:
+            InvalidBundleError: the graph is not what the manifest says.
+            ProviderError: the provider is not the CPU.
+        """
+        if providers[0] != CPU:
+            raise ProviderError(f"text generation keeps its cache in the CPU's memory; use {CPU}, not {providers[0]}")
+        settings = bundle.manifest.settings
+        assert settings.generation is not None
+        session = make_session(bundle.model_path(variant), variant.session, threads=threads, providers=providers)
+        layout = CacheLayout(
+            settings.generation.kv_heads, settings.generation.head_dims, settings.generation.cache_dtype
+        )
+        cache = KeyValueCache(layout, settings.generation.context, cache_bytes, most_rows)
+        tokenizer = Tokenizer(bundle.path_of(settings.tokenizer.file), settings.tokenizer)
+        served = Served(bundle, variant, tuple(providers), threads)
+        return cls(Engine(Decoder(session, cache)), tokenizer, settings, served)
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # an empty list is both; it gives a list
+        self, prompts: Prompt, **options: Unpack[Options]
+    ) -> Generation: ...
+
+    @overload
+    def generate(self, prompts: Sequence[Prompt], **options: Unpack[Options]) -> list[Generation]: ...
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], **options: Unpack[Options]) -> Generation | list[Generation]:
+        """Continue one prompt, or several together.
+
+        Args:
+            prompts: a text or token ids, or a list of them.
+            options: see `Options`.
+
+        Returns:
+            one answer for one prompt, a list in the same order for a list. With `n`, the further ones are in `others`.
+
+        Raises:
+            InvalidInputError: a prompt or an option cannot be used.
+            CacheMemoryError: an answer of that length does not fit the memory allowed.
+            QueueFullError: more requests are waiting than allowed.
+            ForkError: this is not the process the model was loaded in.
+        """
+        if is_one(prompts):
+            return self._answers([self._prompts.encode(prompts)], options)[0]  # type: ignore[arg-type]
+        encoded = []
+        for index, prompt in enumerate(prompts):
+            try:
+                encoded.append(self._prompts.encode(prompt))  # type: ignore[arg-type]
+            except InvalidInputError as error:
+                raise InvalidInputError(f"prompt {index}: {error}") from error
+        return self._answers(encoded, options)
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[str]:
+        """Continue a prompt, giving the text while it is made; never a part of a character or of a stop text.
+
+        Leaving the iterator cancels the rest. Arguments and errors as of `generate`; `n` must be 1.
+        """
+        return self._texts(self._one(self._prompts.encode(prompt), options))
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        template_variables: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
+    ) -> Generation:
+        """The answer to a conversation, made with the model's chat template. What the conversation has in common with
+        an earlier one is not computed again.
+
+        Args:
+            messages: what was said, each with a `role` and a `content`.
+            tools: what the model may call, as JSON schemas.
+            continue_final_message: go on with the last message instead of answering it.
+            template_variables: what else the template uses, such as `enable_thinking`.
+            options: see `Options`.
+
+        Raises:
+            InvalidInputError: the model has no chat template, or it refuses the messages; else as `generate`.
+        """
+        prompt = self.chat_prompt(messages, tools, continue_final_message, template_variables)
+        return self._answers([prompt], options)[0]
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        template_variables: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[str]:
+        """`chat`, giving the text as `stream` does."""
+        prompt = self.chat_prompt(messages, tools, continue_final_message, template_variables)
+        return self._texts(self._one(prompt, options))
+
+    def chat_prompt(
+        self,
+        messages: Messages,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The token ids that a conversation becomes. Arguments and errors as of `chat`."""
+        text = render_chat(
+            self._generation.chat_template,
+            messages,
+            tools=tools,
+            continue_final_message=continue_final_message,
+            **{**self._special_tokens(), **(template_variables or {})},
+        )
+        return self._prompts.encode(text, rendered=True)
+
+    def open_stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
+        """The same with token ids, the whole answer at the end, and a way to cancel. It starts at once."""
+        return Stream(self.engine, self._one(self._prompts.encode(prompt), options))
+
+    async def generate_async(self, prompt: Prompt, **options: Unpack[Options]) -> Generation:
+        """Continue one prompt while the event loop goes on. Cancelling the task cancels the request; `n` must be 1."""
+        return await self.open_async_stream(prompt, **options).result()
+
+    def open_async_stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncStream:
+        """`open_stream` for an event loop; called inside one."""
+        return AsyncStream(self.engine, self._one(self._prompts.encode(prompt), options))
+
+    def perplexity(self, texts: Sequence[str]) -> float:
+        """Of all texts together, as perplexity.py defines it; less is better. With a cache of its own."""
+        replay = Replay(self.engine.decoder.session, self._generation, most_rows=32)
+        return perplexity_of(texts, self._prompts.tokenizer, self._generation.context, log_probabilities_of(replay))
+
+    def close(self) -> None:
+        """Cancel what runs, end the thread, give the cache's memory back. The generator may be used again."""
+        self.engine.close()
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle it was loaded from."""
+        return self._served.bundle
+
+    @property
+    def variant(self) -> Variant:
+        """The variant that is served."""
+        return self._served.variant
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """onnxruntime's execution providers, the most wanted first."""
+        return self._served.providers
+
+    @property
+    def threads(self) -> int:
+        """CPU threads in use."""
+        return self._served.threads
+
+    @property
+    def _served(self) -> Served:
+        assert self.served is not None, "made from no bundle"
+        return self.served
+
+    def _special_tokens(self) -> dict[str, str]:
+        """The special tokens that chat templates write, by the names they have there."""
+        ids = {"bos_token": self._generation.bos_id, "pad_token": self.settings.tokenizer.pad_id}
+        if self._generation.eos_ids:
+            ids["eos_token"] = self._generation.eos_ids[0]
+        found = {name: self._prompts.tokenizer.id_to_token(token) for name, token in ids.items() if token is not None}
+        return {name: token for name, token in found.items() if token is not None}
+
+    # Requests
+
+    def _answers(self, prompts: list[list[int]], options: Options) -> list[Generation]:
+        """The answers to prompts, all running together."""
+        sampling = self._sampling(options)
+        makers = [self._maker(prompt, sampling, options, index) for prompt in prompts for index in range(sampling.n)]
+        requests = [make(None, None) for make in makers]
+        try:
+            for request in requests:
+                self.engine.submit(request)
+            results = [request.result() for request in requests]
+        # Whatever ends the call, such as Ctrl-C or one request that fails, nobody waits for the others any more.
+        except BaseException:
+            for request in requests:
+                self.engine.cancel(request)
+            raise
+        groups = [results[start : start + sampling.n] for start in range(0, len(results), sampling.n)]
+        return [dataclasses.replace(first, others=tuple(others)) for first, *others in groups]
+
+    def _one(self, prompt: list[int], options: Options) -> MakeRequest:
+        sampling = self._sampling(options)
+        if sampling.n != 1:
+            raise InvalidInputError(f"n is {sampling.n}; a stream is one answer: leave n out, or use generate()")
+        return self._maker(prompt, sampling, options, 0)
+
+    def _sampling(self, options: Options) -> Sampling:
+        given = {name: value for name, value in options.items() if name not in _BEYOND_SAMPLING}
+        return Sampling.with_defaults(self._generation.defaults, **given)
+
+    def _maker(self, prompt: list[int], sampling: Sampling, options: Options, index: int) -> MakeRequest:
+        """Check everything now; the request itself is made when somebody listens.
+
+        Args:
+            prompt: token ids.
+            sampling: with the defaults of the model.
+            options: for what goes beyond it.
+            index: of the answers to the same prompt.
+        """
+        most_new = self.engine.room_for(prompt, sampling.max_new_tokens)
+        timeout = options.get("timeout_seconds")
+        if timeout is not None:
+            timeout = number("timeout_seconds", timeout, 0, float("inf"), "a number of seconds, or None for no limit")
+        grammar = options.get("grammar")
+        guide = None if grammar is None else self._grammars.start(grammar)
+
+        def make(on_delta: Callable[[Delta], None] | None, on_done: Callable[[Request], None] | None) -> Request:
+            tracker = StopTracker(
+                sampling, eos_ids=self._generation.eos_ids, prompt_tokens=len(prompt), context=self.engine.context
+            )
+            return Request(
+                prompt,
+                most_new,
+                Sampler(sampling, prompt, index, guide),
+                AnswerText(tracker, self._detokenizer.stream(after=prompt), guide),
+                deadline=None if timeout is None else time.monotonic() + timeout,
+                with_logprobs=sampling.logprobs is not None,
+                on_delta=on_delta,
+                on_done=on_done,
+            )
+
+        return make
+
+    def _texts(self, make: MakeRequest) -> Iterator[str]:
+        with Stream(self.engine, make) as stream:
+            for delta in stream:
+                if delta.text:
+                    yield delta.text
+
+
+_BEYOND_SAMPLING = ("grammar", "timeout_seconds")

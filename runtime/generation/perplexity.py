@@ -1,0 +1,120 @@
+"""Perplexity of a text: exp of the mean negative log probability that a model gives to each token, given those before.
+
+A text is read in windows of `window` tokens that begin `stride` tokens apart; each token counts once, in the first
+window where a token stands before it. No token is put before the text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxpress.runtime.generation.replay import Replay
+
+if TYPE_CHECKING:
+    import tokenizers
+
+WINDOW = 512
+"""Tokens of a window, where the model takes as many. Each begins with the last token of the one before it."""
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Some tokens of a text, and from which one on they count."""
+
+    tokens: tuple[int, ...]
+    first: int
+    """Index in `tokens`, at least 1."""
+
+
+LogProbabilities = Callable[[Sequence[Window]], Sequence[Array]]
+"""For each window, the natural log probabilities of its tokens from `first` on."""
+
+
+def windows(tokens: Sequence[int], window: int, stride: int) -> list[Window]:
+    """Cut a text of at least two tokens into windows."""
+    made = []
+    counted = 1
+    for start in range(0, len(tokens), stride):
+        end = min(start + window, len(tokens))
+        if end > counted:
+            made.append(Window(tuple(tokens[start:end]), counted - start))
+            counted = end
+        if end == len(tokens):
+            break
+    return made
+
+
+def perplexity_of(
+    texts: Sequence[str], tokenizer: tokenizers.Tokenizer, context: int, log_probabilities: LogProbabilities
+) -> float:
+    """Perplexity of texts, each read by itself, special tokens not added.
+
+    Args:
+        texts: of at least two tokens together.
+        tokenizer: of the model; what it says about the length of texts does not count.
+        context: tokens the model takes.
+        log_probabilities: what the model gives.
+    """
+    window = min(context, WINDOW)
+    parts: list[Window] = []
+    for text in texts:
+        parts += windows(_encode(tokenizer, text), window, max(1, window - 1))
+    return perplexity(parts, log_probabilities)
+
+
+def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    limits = tokenizer.truncation
+    tokenizer.no_truncation()
+    try:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+    finally:
+        if limits is not None:
+            tokenizer.enable_truncation(**limits)
+
+
+def perplexity(parts: Sequence[Window], log_probabilities: LogProbabilities) -> float:
+    """exp(-mean log probability) over the tokens that count."""
+    found = log_probabilities(parts)
+    return math.exp(-float(sum(values.sum() for values in found)) / sum(len(values) for values in found))
+
+
+def log_probabilities_of(replay: Replay) -> LogProbabilities:
+    """What a decoder gives, many windows of equal form together."""
+
+    def run(parts: Sequence[Window]) -> list[Array]:
+        results: list[Array] = [np.empty(0)] * len(parts)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, part in enumerate(parts):
+            groups.setdefault((len(part.tokens), part.first), []).append(index)
+        for (_, first), members in groups.items():
+            for start in range(0, len(members), replay.most_rows):
+                batch = members[start : start + replay.most_rows]
+                prompts = [parts[index].tokens[:first] for index in batch]
+                wanted = np.array([parts[index].tokens[first:] for index in batch])
+                found = np.empty(wanted.shape)
+                # The last token is only predicted.
+                for step, logits in enumerate(replay.steps(prompts, wanted[:, :-1].tolist())):
+                    found[:, step] = _log_softmax_at(logits, wanted[:, step])
+                for row, index in enumerate(batch):
+                    results[index] = found[row]
+        return results
+
+    return run
+
+
+def _log_softmax_at(logits: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> Array:
+    """log softmax of logits [rows, vocabulary] at one token of each row."""
+    values = logits.astype(np.float64)
+    top = values.max(axis=1)
+    totals = top + np.log(np.exp(values - top[:, None]).sum(axis=1))
+    chosen: Array = values[np.arange(len(tokens)), tokens] - totals
+    return chosen

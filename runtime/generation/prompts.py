@@ -1,0 +1,95 @@
+"""Prompts of all kinds to token ids: never cut, and refused in a sentence where they cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.manifest import GenerationSettings
+from onnxpress.runtime.tokenizer import MAX_TEXT_CHARACTERS
+
+if TYPE_CHECKING:
+    import tokenizers
+
+Prompt = str | Sequence[int]
+"""A text, or token ids that are used as they are."""
+
+_CHARACTERS_PER_TOKEN = 16  # of the context: a longer text is refused before it is tokenized
+
+
+class Prompts:
+    """Encodes prompts for a model. Safe to use from many threads."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, settings: GenerationSettings) -> None:
+        """
+        Args:
+            tokenizer: of the model; not changed.
+            settings: for the context and the first token.
+        """
+        import tokenizers
+
+        self.tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self._settings = settings
+        self._most_characters = max(MAX_TEXT_CHARACTERS, _CHARACTERS_PER_TOKEN * settings.context)
+
+    def encode(self, prompt: Prompt, *, rendered: bool = False) -> list[int]:
+        """Token ids of a prompt.
+
+        Args:
+            prompt: a text or token ids.
+            rendered: the text has its special tokens already, as chat templates write them.
+
+        Raises:
+            InvalidInputError: no text or token ids, or an empty prompt for a model without a first token.
+        """
+        ids = self._encode_text(prompt, rendered) if isinstance(prompt, str) else _checked_ids(prompt)
+        if not ids and self._settings.bos_id is not None:
+            return [self._settings.bos_id]
+        if not ids:
+            raise InvalidInputError("the prompt is empty, and the model has no token to begin a text with; give a text")
+        return ids
+
+    def _encode_text(self, text: str, rendered: bool) -> list[int]:
+        if len(text) > self._most_characters:
+            raise InvalidInputError(
+                f"the prompt has {len(text):,} characters, the limit is {self._most_characters:,}; shorten it (the "
+                f"model's context is {self._settings.context:,} tokens)"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(
+                f"the prompt has a lone surrogate at position {error.start}, so it is not valid Unicode"
+            ) from error
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=not rendered).ids
+        return ids
+
+
+def is_one(prompts: Any) -> bool:
+    """Whether what was given is one prompt rather than several: a text, or at least one token id."""
+    if isinstance(prompts, str):
+        return True
+    if isinstance(prompts, np.ndarray):
+        return prompts.ndim == 1 and prompts.dtype.kind in "iu"
+    if not isinstance(prompts, Sequence):
+        raise InvalidInputError(
+            f"prompts are of type {type(prompts).__name__}; give a text, token ids, or a list of them"
+        )
+    return len(prompts) > 0 and isinstance(prompts[0], (int, np.integer))
+
+
+def _checked_ids(prompt: Any) -> list[int]:
+    values = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
+    if not isinstance(values, Sequence) or isinstance(values, bytes):
+        raise InvalidInputError(f"a prompt is of type {type(prompt).__name__}; give a text or token ids")
+    for place, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise InvalidInputError(
+                f"the prompt has {value!r} of type {type(value).__name__} at place {place}; give a text or token ids"
+            )
+    return [int(value) for value in values]

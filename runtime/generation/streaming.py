@@ -1,0 +1,189 @@
+"""Tokens to text while they are chosen: pieces that never split a character, and that together are the whole's text.
+
+`tokenizers.decoders.DecodeStream` is not used: it drops an incomplete character at the end, and on some sequences of
+bytes that are no UTF-8 its pieces are not the text of the whole. Knows nothing of stop texts (stopping.py).
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_LONGEST_RUN = 64  # byte tokens that are held back until their run ends
+_LONGEST_WAIT = 8  # tokens that are held back while the text seems to end within a character
+_CONTEXT = 8  # tokens before a piece that can change how it is decoded
+
+
+class TextStream(ABC):
+    """The text of one answer. One thread uses it at a time."""
+
+    @abstractmethod
+    def push(self, token_id: int) -> str:
+        """What is certain of the text once this token is there; empty while a character is incomplete."""
+
+    @abstractmethod
+    def finish(self) -> str:
+        """The rest; nothing the second time. Bytes that are no UTF-8 give U+FFFD, as in the text of the whole."""
+
+
+class Detokenizer:
+    """Makes streams for a tokenizer. Made once for a model; safe to use from many threads."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._special = frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+        self._decoders = _decoder_types(tokenizer)
+        self._token_bytes: dict[int, bytes] = {}
+        byte_ids = ((byte, tokenizer.token_to_id(f"<0x{byte:02X}>")) for byte in range(256))
+        self._bytes_of = {token: byte for byte, token in byte_ids if token is not None}
+
+    def stream(self, *, skip_special_tokens: bool = True, after: Sequence[int] = ()) -> TextStream:
+        """A stream whose pieces together are `decode(after + tokens)` without the text of `after`.
+
+        Args:
+            skip_special_tokens: leave special tokens out of the text.
+            after: tokens before the first one, such as the prompt, up to the end of a character: decoders drop a space
+                at the start of a text, which belongs there when the text goes on.
+        """
+        skipped = self._special if skip_special_tokens else frozenset()
+        if self._decoders == ["ByteLevel"]:
+            return _ByteStream(self._tokenizer, skipped, self._token_bytes)
+        byte_of = self._bytes_of if "ByteFallback" in self._decoders else {}
+        waits = "ByteLevel" in self._decoders
+        return _WindowStream(self._tokenizer, skipped, byte_of, waits, after)
+
+
+class _ByteStream(TextStream):
+    """For byte-level tokens, each of which is a sequence of bytes, whatever is beside it."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, skipped: frozenset[int], token_bytes: dict[int, bytes]) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = skipped
+        self._token_bytes = token_bytes  # shared by all streams; what two of them write is equal
+        # Replaces the same parts of invalid sequences as tokenizers does: each maximal beginning of a character.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        if token_id in self._skipped:
+            return ""
+        raw = self._token_bytes.get(token_id)
+        if raw is None:
+            raw = self._token_bytes[token_id] = _bytes_of_token(self._tokenizer.id_to_token(token_id))
+        return self._decoder.decode(raw)
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class _WindowStream(TextStream):
+    """For any decoder that looks at nothing but the token before: decodes each piece together with what is before it.
+
+    Tokens that stand for a byte are decoded as a run, and all of the run becomes U+FFFD where it is not UTF-8. So a run
+    is held back until it ends, or has become long: then its characters are shown, and what comes later cannot change
+    them any more.
+    """
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        skipped: frozenset[int],
+        byte_of: dict[int, int],
+        waits: bool,
+        after: Sequence[int],
+    ) -> None:
+        """
+        Args:
+            tokenizer: of the tokens.
+            skipped: tokens that are left out.
+            byte_of: the byte that a token stands for, for tokens that do.
+            waits: a text that ends with U+FFFD may end within a character.
+            after: tokens before the first.
+        """
+        self._tokenizer = tokenizer
+        self._skipped = skipped
+        self._byte_of = byte_of
+        self._waits = waits
+        self._context = self._last(after)
+        self._held: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        if token_id in self._skipped or self._tokenizer.id_to_token(token_id) is None:
+            return ""
+        self._held.append(token_id)
+        if token_id in self._byte_of:
+            return self._part_of_run() if len(self._held) >= _LONGEST_RUN else ""
+        text = self._text(self._held)
+        if self._waits and text.endswith("\ufffd") and len(self._held) < _LONGEST_WAIT:
+            return ""
+        # What has no text may hide the token before from the next one.
+        self._context = self._held if text else [*self._context, *self._held][-_CONTEXT:]
+        self._held = []
+        return text
+
+    def finish(self) -> str:
+        held, self._held = self._held, []
+        return self._text(held)
+
+    def _text(self, tokens: list[int]) -> str:
+        """What `tokens` add to the context."""
+        before: str = self._tokenizer.decode(self._context, skip_special_tokens=False)
+        both: str = self._tokenizer.decode(self._context + tokens, skip_special_tokens=False)
+        return both[len(before) :]
+
+    def _part_of_run(self) -> str:
+        """The complete characters of a run that goes on."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(bytes(self._byte_of[token] for token in self._held if token in self._byte_of))
+        complete = len(self._held) - len(decoder.getstate()[0])
+        text = self._text(self._held[:complete])
+        del self._held[:complete]
+        return text
+
+    def _last(self, tokens: Sequence[int]) -> list[int]:
+        """The last of `tokens` that can matter: at least all of a run of byte tokens and what is before it."""
+        kept = [token for token in tokens[-_LONGEST_RUN:] if token not in self._skipped]
+        before_run = next((i for i in reversed(range(len(kept))) if kept[i] not in self._byte_of), None)
+        if before_run is None:  # all of it is a run: begin with a whole character
+            starts = (i for i, token in enumerate(kept) if self._byte_of[token] & 0xC0 != 0x80)
+            return kept[next(starts, len(kept)) :]
+        return kept[max(0, min(before_run, len(kept) - _CONTEXT)) :]
+
+
+def _decoder_types(tokenizer: tokenizers.Tokenizer) -> list[str]:
+    """The types of the tokenizer's decoders, in order."""
+    if tokenizer.decoder is None:
+        return []
+    state: dict[str, Any] = json.loads(tokenizer.decoder.__getstate__())
+    return [part["type"] for part in _flat(state)]
+
+
+def _flat(state: dict[str, Any]) -> list[dict[str, Any]]:
+    if state["type"] != "Sequence":
+        return [state]
+    return [part for inner in state["decoders"] for part in _flat(inner)]
+
+
+def _byte_characters() -> dict[str, int]:
+    """The characters that stand for bytes in byte-level vocabularies (`bytes_to_unicode` of GPT-2)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_characters()
+
+
+def _bytes_of_token(token: str | None) -> bytes:
+    """Added tokens may have other characters; they stand for themselves then."""
+    if token is None:  # models may have more logits than tokens
+        return b""
+    try:
+        return bytes(_BYTES[character] for character in token)
+    except KeyError:
+        return token.encode()

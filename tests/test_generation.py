@@ -1,0 +1,124 @@
+"""Text generation from end to end: a tiny random Llama pressed, verified, loaded without PyTorch, compared with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import onnxpress
+from onnxpress.cli import main
+from onnxpress.exporter import Thresholds
+from onnxpress.exporter.quiet import quiet
+from tests.models import make_tokenizer
+
+PROMPTS = ["the order was not sent", "where", "my cat is not the dog , the order", "is the parcel sent ?"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved LlamaForCausalLM of two layers whose weights have a standard deviation of 0.3."""
+    path = tmp_path_factory.mktemp("decoder") / "tiny"
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=96,
+        bos_token_id=None,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(std=0.3)
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    text = tmp_path_factory.mktemp("text") / "text.txt"
+    text.write_text(" ".join(PROMPTS * 12))
+    # Random weights of this size lose half of what they say in 4 bits; trained ones a hundredth.
+    thresholds = Thresholds(int4_rms=1.0)
+    config = onnxpress.ExportConfig(measure="none", evaluation=(text,), max_accuracy_drop=100.0, thresholds=thresholds)
+    return onnxpress.export(folder, tmp_path_factory.mktemp("bundles") / "b", config).folder
+
+
+def test_the_bundle_is_for_generation(bundle: Path) -> None:
+    manifest = json.loads((bundle / "onnxpress.json").read_text())
+    assert manifest["task"] == "text-generation"
+    assert [variant["name"] for variant in manifest["variants"]] == ["fp32", "int8", "int4"], reasons(bundle)
+    assert manifest["generation"]["context"] == 96
+    assert manifest["generation"]["kv_heads"] == [2, 2]
+    assert manifest["generation"]["eos_ids"] == [3]
+
+
+def reasons(bundle: Path) -> list[str]:
+    return [variant["failure"] for variant in json.loads((bundle / "report.json").read_text())["variants"]]
+
+
+def test_greedy_tokens_are_those_of_transformers(folder: Path, bundle: Path) -> None:
+    ours = onnxpress.load(bundle, variant="fp32", task="text-generation")
+    answers = ours.generate(PROMPTS, max_new_tokens=40, temperature=0.0)
+    with quiet():
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    backend = ours.tokenizer.backend
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        ids = torch.tensor([backend.encode(prompt).ids])
+        with torch.inference_mode(), quiet():
+            found = model.generate(ids, max_new_tokens=40, do_sample=False, pad_token_id=0)
+        expected = found[0, ids.shape[1] :].tolist()
+        assert list(answer.token_ids) == expected
+        assert answer.finish_reason in ("stop", "length")
+    ours.close()
+
+
+def test_perplexity_is_that_of_pytorch(bundle: Path) -> None:
+    report = json.loads((bundle / "report.json").read_text())
+    assert report["evaluation"]["metric"] == "perplexity"
+    figures = {row["name"]: row["metrics"]["perplexity"] for row in report["variants"]}
+    assert figures["fp32"] == pytest.approx(report["baseline"]["metrics"]["perplexity"], rel=1e-4)
+    assert figures["int8"] == pytest.approx(figures["fp32"], rel=0.05)
+    drops = {row["name"]: row["accuracy_drop"] for row in report["variants"]}
+    assert drops["int4"] == pytest.approx(100 * (figures["int4"] / report["baseline"]["accuracy"] - 1), abs=1e-2)
+
+
+def test_the_command_continues_a_prompt_and_lines(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--variant", "fp32", "--temperature", "0", "--max-new-tokens", "6"]
+    assert main(["run", str(bundle), "--prompt", PROMPTS[0], *options]) == 0
+    streamed = capsys.readouterr().out
+    (tmp_path / "lines.txt").write_text("\n".join(PROMPTS))
+    assert main(["run", str(bundle), "--input", str(tmp_path / "lines.txt"), *options]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["line"] for record in records] == [1, 2, 3, 4]
+    assert records[0]["text"] == streamed.removesuffix("\n")
+
+
+def test_a_model_without_a_chat_template_says_so(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", str(bundle)]) == 2
+    assert "no chat template" in capsys.readouterr().err
+
+
+def test_the_gate_runs_again_without_pytorch(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(bundle)]) == 0
+    assert "fp32: passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["fp16"])
+def test_a_precision_that_decoders_do_not_have_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(onnxpress.OnnxpressError, match="is not made for text-generation; it takes: fp32, int8, int4"):
+        onnxpress.export(folder, tmp_path / "b", onnxpress.ExportConfig(measure="none", variants=(name,)))

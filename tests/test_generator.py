@@ -1,0 +1,344 @@
+"""runtime/generation/generator.py: prompts in, text out, over the tiny graph with a tokenizer of single bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+from onnxpress.runtime.bundle import Bundle
+from onnxpress.runtime.errors import InvalidInputError, ProviderError
+from onnxpress.runtime.generation.cache import CacheMemoryError
+from onnxpress.runtime.generation.constraints import json_schema, regex
+from onnxpress.runtime.generation.generator import Generator, Options
+from onnxpress.runtime.generation.sampling import Sampling
+from onnxpress.runtime.manifest import (
+    SCHEMA_VERSION,
+    GenerationSettings,
+    Manifest,
+    SessionSettings,
+    Source,
+    TokenizerSettings,
+    Variant,
+)
+from tests.decoder_graph import TinyDecoder
+
+SPECIAL = ["<s>", "</s>", "<pad>", "<user>", "<assistant>"]
+TINY = TinyDecoder(vocabulary=256 + len(SPECIAL), seed=4)
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+SETTINGS = GenerationSettings(
+    layers=TINY.layers,
+    kv_heads=TINY.layout.kv_heads,
+    head_dims=TINY.layout.head_dims,
+    cache_dtype="float32",
+    context=TINY.context,
+    vocabulary=TINY.vocabulary,
+    eos_ids=(1,),
+    bos_id=0,
+    defaults={"max_new_tokens": 12, "temperature": 0.7},
+    chat_template=TEMPLATE,
+)
+
+
+def byte_tokenizer() -> tokenizers.Tokenizer:
+    """A token for each byte, after the special ones; begins with <s>."""
+    vocabulary = {token: place for place, token in enumerate(SPECIAL)}
+    for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocabulary[byte] = len(vocabulary)
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $0", special_tokens=[("<s>", 0)])
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("bundle")
+    TINY.save(folder / "model.onnx")
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    variant = Variant("fp32", "fp32", "cpu", "passed", "model.onnx", ("model.onnx",), 1, SessionSettings(), "rms", 1e-4)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        created="2026-11-24T00:00:00Z",
+        source=Source("tiny", "/tiny", None, ""),
+        task="text-generation",
+        architecture="LlamaForCausalLM",
+        tokenizer=TokenizerSettings("tokenizer.json", TINY.context, 2),
+        embedding=None,
+        labels=None,
+        mask=None,
+        generation=SETTINGS,
+        inputs=(),
+        outputs=(),
+        files=(),
+        variants=(variant,),
+        default_variant="fp32",
+        default_reason="",
+        machine={},
+        versions={},
+    )
+    return Bundle(folder, manifest, "")
+
+
+@pytest.fixture(scope="module")
+def load(bundle: Bundle) -> Iterator[Callable[..., Generator]]:
+    opened: list[Generator] = []
+
+    def open_with(generation: dict[str, Any] | None = None, **options: Any) -> Generator:
+        settings = dataclasses.replace(SETTINGS, **(generation or {}))
+        changed = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, generation=settings))
+        variant = bundle.manifest.variant(None)
+        opened.append(Generator.open(changed, variant, ["CPUExecutionProvider"], 1, **options))
+        return opened[-1]
+
+    yield open_with
+    for generator in opened:
+        generator.close()
+
+
+@pytest.fixture(scope="module")
+def generator(load: Callable[..., Generator]) -> Generator:
+    return load()
+
+
+def ids_of(text: str) -> list[int]:
+    return list(byte_tokenizer().encode(text).ids)
+
+
+def greedy(prompt: list[int], count: int) -> list[int]:
+    """What the numpy model answers, up to the end token."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + count:
+        tokens.append(int(TINY.logits(tokens).argmax()))
+        if tokens[-1] == 1:
+            break
+    return tokens[len(prompt) :]
+
+
+def test_one_prompt_gives_one_answer_and_a_list_gives_a_list(generator: Generator) -> None:
+    texts = ["Once upon", "a", "", "änderung 😀"]
+    one = generator.generate(texts[0])
+    many = generator.generate(texts)
+    assert one.token_ids == many[0].token_ids
+    assert [list(answer.token_ids) for answer in many] == [greedy(ids_of(text), 12) for text in texts]
+    for answer, text in zip(many, texts, strict=True):
+        assert answer.text == byte_tokenizer().decode(list(answer.token_ids))
+        assert answer.prompt_tokens == len(ids_of(text))
+        assert answer.finish_reason == ("stop" if answer.token_ids[-1] == 1 else "length")
+        assert answer.logprobs is None
+    assert generator.generate([]) == []
+
+
+def test_token_ids_are_prompts_too(generator: Generator) -> None:
+    expected = generator.generate("abc").token_ids
+    ids = ids_of("abc")
+    assert generator.generate(ids).token_ids == expected
+    assert generator.generate(np.array(ids)).token_ids == expected
+    assert [answer.token_ids for answer in generator.generate([ids, "abc", tuple(ids)])] == [expected] * 3
+
+
+def test_an_answer_is_as_long_as_asked_for_at_most(generator: Generator) -> None:
+    for length in (1, 5, 30):
+        answer = generator.generate("tell me", max_new_tokens=length, ignore_eos=True)
+        assert (len(answer.token_ids), answer.finish_reason) == (length, "length")
+    rest = generator.generate("tell me", max_new_tokens=10_000, ignore_eos=True)
+    assert len(rest.token_ids) == TINY.context - rest.prompt_tokens
+
+
+def test_a_stop_text_ends_an_answer_and_is_not_in_it(generator: Generator) -> None:
+    whole = generator.generate("x", max_new_tokens=40, ignore_eos=True)
+    place = next(place for place in range(4, 30) if whole.text[place : place + 2].isascii())
+    stop = whole.text[place : place + 2]
+    cut = generator.generate("x", max_new_tokens=40, ignore_eos=True, stop=["never there", stop])
+    assert cut.finish_reason == "stop"
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert "".join(generator.stream("x", max_new_tokens=40, ignore_eos=True, stop=stop)) == cut.text
+
+
+def test_drawn_answers_depend_on_the_seed_and_not_on_the_batch(generator: Generator) -> None:
+    alone = generator.generate("roll", temperature=1.0, seed=7, logprobs=2, n=3)
+    _, again, _ = generator.generate(["other", "roll", "more"], temperature=1.0, seed=7, logprobs=2, n=3)
+    answers = [alone, *alone.others]
+    assert len({answer.token_ids for answer in answers}) == 3
+    assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in [again, *again.others]]
+    assert alone.logprobs is not None
+    assert [step.token_id for step in alone.logprobs] == list(alone.token_ids)
+    assert all(len(step.alternatives) == 2 and step.logprob < 0 for step in alone.logprobs)
+    best = TINY.logits(ids_of("roll"))
+    assert alone.logprobs[0].alternatives[0][0] == int(best.argmax())
+    expected = best.max() - np.log(np.exp(best.astype(np.float64)).sum())
+    assert alone.logprobs[0].alternatives[0][1] == pytest.approx(expected, abs=1e-4)
+
+
+def test_several_answers_to_a_prompt_compute_it_once(load: Callable[..., Generator]) -> None:
+    generator = load()
+    answer = generator.generate("a prompt that is long enough to share", n=4, temperature=1.0, seed=1)
+    assert [other.reused_tokens for other in [answer, *answer.others]] == [0, *[answer.prompt_tokens - 1] * 3]
+
+
+def test_streamed_texts_are_the_answer_in_whole_characters(generator: Generator) -> None:
+    for seed in range(5):
+        options: Options = {"temperature": 2.0, "seed": seed, "max_new_tokens": 40, "ignore_eos": True}
+        whole = generator.generate("é", **options).text
+        pieces = list(generator.stream("é", **options))
+        assert "".join(pieces) == whole
+        assert len(pieces) > 5
+
+
+def test_a_stream_that_is_left_stops_its_request(generator: Generator) -> None:
+    stream = generator.stream("on and on", max_new_tokens=200, ignore_eos=True)
+    assert next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert generator.generate("next").finish_reason in ("length", "stop")
+    assert generator.engine.state.running == 0
+
+
+def test_streams_of_tokens_end_with_the_whole_answer(generator: Generator) -> None:
+    with generator.open_stream("abc") as stream:
+        tokens = [delta.token_id for delta in stream if delta.token_id is not None]
+    assert stream.result() == dataclasses.replace(
+        generator.generate("abc"), reused_tokens=stream.result().reused_tokens
+    )
+    assert tokens == list(stream.result().token_ids)
+
+
+def test_event_loops_get_the_same_answers(generator: Generator) -> None:
+    async def both() -> list[Any]:
+        async def streamed() -> str:
+            return "".join([delta.text async for delta in generator.open_async_stream("second")])
+
+        return await asyncio.gather(generator.generate_async("first"), streamed())
+
+    first, second = asyncio.run(both())
+    assert first.token_ids == generator.generate("first").token_ids
+    assert second == generator.generate("second").text
+
+
+def test_a_chat_is_its_rendered_template(generator: Generator) -> None:
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "and?"},
+    ]
+    text = "<s><user>hi<assistant>hello</s><user>and?<assistant>"
+    ids = byte_tokenizer().encode(text, add_special_tokens=False).ids
+    assert generator.chat_prompt(messages) == ids
+    assert ids.count(0) == 1  # the template's own, and none besides
+    answer = generator.chat(messages)
+    assert list(answer.token_ids) == greedy(ids, 12)
+    assert "".join(generator.stream_chat(messages)) == answer.text
+
+
+def test_the_next_turn_of_a_chat_takes_over_what_was_computed(load: Callable[..., Generator]) -> None:
+    generator = load()
+    messages = [{"role": "user", "content": "a first question of some length"}]
+    first = generator.chat(messages)
+    messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "and another"}]
+    second = generator.chat(messages)
+    assert second.reused_tokens >= first.prompt_tokens
+    assert list(second.token_ids) == greedy(generator.chat_prompt(messages), 12)
+
+
+def test_a_grammar_holds_whatever_the_model_wants(generator: Generator) -> None:
+    pattern = regex("(ab|cd){2}-[0-9]")
+    for answer in generator.generate(["x", "y"], grammar=pattern, temperature=1.0, seed=0, n=2):
+        for each in [answer, *answer.others]:
+            assert len(each.text) == 6
+            assert set(each.text[:4]) <= set("abcd")
+            assert each.finish_reason == "stop"
+    schema = json_schema({"enum": [{"a": 1}, {"a": 2}]})
+    assert json.loads(generator.generate("x", grammar=schema, max_new_tokens=220).text)["a"] in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("x" * 256, {}, "the prompt has 257 tokens; the model's context is 256"),
+        ("x", {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ("x", {"max_new_tokens": -1}, "max_new_tokens is -1"),
+        ("x", {"stop": 3}, "stop is of type int"),
+        ("x", {"temprature": 1}, "unknown option 'temprature'"),
+        ("x", {"timeout_seconds": -1}, "timeout_seconds is -1"),
+        ("x", {"grammar": regex("(")}, "the regular expression cannot be used"),
+        ("x", {"grammar": json_schema({"type": "nothing"})}, "the JSON schema cannot be used"),
+        ("x \ud800", {}, "a lone surrogate at position 2"),
+        ("x" * 600_000, {}, "600,000 characters, the limit is 500,000"),
+        (3, {}, "prompts are of type int"),
+        ([5, "a"], {}, "the prompt has 'a' of type str at place 1"),
+        ([5, 1000], {}, "the token 1000; the model knows 0 to 260"),
+        (["fine", None], {}, "prompt 1: a prompt is of type NoneType"),
+        (["fine", [True]], {}, "prompt 1: the prompt has True of type bool"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_sentence_and_the_engine_goes_on(
+    generator: Generator, prompt: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        generator.generate(prompt, **options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(generator.generate("abc").token_ids) == greedy(ids_of("abc"), 12)
+
+
+def test_options_of_a_stream_are_checked_before_it_is_read(generator: Generator) -> None:
+    with pytest.raises(InvalidInputError, match="max_new_tokens is 0"):
+        generator.stream("x", max_new_tokens=0)
+    with pytest.raises(InvalidInputError, match="n is 2; a stream is one answer"):
+        generator.stream("x", n=2)
+
+
+def test_an_empty_prompt_needs_a_first_token(load: Callable[..., Generator]) -> None:
+    without = load({"bos_id": None})
+    with pytest.raises(InvalidInputError, match="the prompt is empty, and the model has no token to begin"):
+        without.generate([[], "x"])
+    assert list(load().generate([[]])[0].token_ids) == greedy([0], 12)
+
+
+def test_a_chat_without_a_template_says_so(load: Callable[..., Generator]) -> None:
+    with pytest.raises(InvalidInputError, match="has no chat template"):
+        load({"chat_template": None}).chat([{"role": "user", "content": "hi"}])
+
+
+def test_an_answer_that_does_not_fit_the_memory_allowed_is_refused(load: Callable[..., Generator]) -> None:
+    small = load(cache_bytes=TINY.layout.size_bytes(1, 40))
+    with pytest.raises(CacheMemoryError, match="allow the cache more memory"):
+        small.generate("x", max_new_tokens=100)
+    answers = small.generate(["one", "two", "three"], max_new_tokens=10)
+    assert [list(answer.token_ids) for answer in answers] == [greedy(ids_of(t), 10) for t in ("one", "two", "three")]
+    assert small.engine.state.cache_bytes <= TINY.layout.size_bytes(1, 40)
+
+
+def test_a_deadline_gives_what_is_there(generator: Generator) -> None:
+    answer = generator.generate("x", timeout_seconds=0)
+    assert (answer.finish_reason, answer.token_ids) == ("timeout", ())
+
+
+def test_other_providers_than_the_cpu_are_refused(bundle: Bundle) -> None:
+    with pytest.raises(ProviderError, match="CUDAExecutionProvider"):
+        Generator.open(bundle, bundle.manifest.variant(None), ["CUDAExecutionProvider"], 1)
+
+
+def test_the_options_are_those_of_sampling_and_two_more() -> None:
+    names = {field.name for field in dataclasses.fields(Sampling)}
+    assert set(Options.__annotations__) == names | {"grammar", "timeout_seconds"}
+
+
+def test_a_generator_says_what_it_was_loaded_from(generator: Generator, bundle: Bundle) -> None:
+    assert generator.variant == bundle.manifest.variant(None)
+    assert generator.providers == ("CPUExecutionProvider",)
+    assert generator.threads == 1
+    assert Path(generator.bundle.folder) == bundle.folder
