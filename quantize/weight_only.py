@@ -18,6 +18,7 @@ Does not decide whether the result is accurate enough; the gate and the evaluati
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,7 +48,8 @@ class WeightOnlyConfig:
     bits: int = 4
     """4 or 8"""
     block_size: int | None = None
-    """Weights of one output that share a scale: 16, 32, 64 or 128; None: 32 where there are 4 bits, 64 where 8."""
+    """Weights of one output that share a scale: 16, 32, 64 or 128; None: 32 where there are 4 bits, 64 where 8, or less
+    where only less divides the inputs of a product."""
     symmetric: bool | None = None
     """Without zero points; None: where there are 8 bits, for which they gain nothing."""
     accuracy_level: int = 4
@@ -72,17 +74,21 @@ class WeightOnlyConfig:
         """A short description for people."""
         zeros = "" if self.symmetric_for(self.bits) else " with zero points"
         head = f", head and embedding in {self.head_bits} bits" if self.head_bits not in (None, self.bits) else ""
-        return f"{self.bits}-bit weights in blocks of {self.block_for(self.bits)}{zeros}{head}"
+        return f"{self.bits}-bit weights in blocks of {self.block_size or _USUAL_BLOCK[self.bits]}{zeros}{head}"
 
-    def block_for(self, bits: int) -> int:
-        """The block size of a weight of so many bits."""
-        return self.block_size or {4: 32, 8: 64}[bits]
+    def block_for(self, bits: int, inputs: int) -> int:
+        """The block size of a weight of so many bits and inputs."""
+        if self.block_size is not None:
+            return self.block_size
+        usual = _USUAL_BLOCK[bits]
+        return next((size for size in (usual, usual // 2, 16) if inputs % size == 0), usual)
 
     def symmetric_for(self, bits: int) -> bool:
         """Whether a weight of so many bits has no zero points."""
         return bits == 8 if self.symmetric is None else self.symmetric
 
 
+_USUAL_BLOCK = {4: 32, 8: 64}
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "bits": (4, 8),
     "block_size": (None, 16, 32, 64, 128),
@@ -180,7 +186,8 @@ def _rounded(
                 yield weight, rounded
     for weight in left.values():
         bits = _bits(weight, config)
-        yield weight, round_to_nearest(_matrix(weight, nodes), bits, config.block_for(bits), config.symmetric_for(bits))
+        block = config.block_for(bits, weight.inputs)
+        yield weight, round_to_nearest(_matrix(weight, nodes), bits, block, config.symmetric_for(bits))
 
 
 def _compensated(
@@ -193,19 +200,21 @@ def _compensated(
         alike.setdefault((_bits(weight, config), damping), []).append(weight)
     for (bits, damping), group in alike.items():
         matrices = [_matrix(weight, nodes) for weight in group]
-        made = round_with_compensation(matrices, H, bits, config.block_for(bits), config.symmetric_for(bits), damping)
+        block = config.block_for(bits, len(H))
+        made = round_with_compensation(matrices, H, bits, block, config.symmetric_for(bits), damping)
         yield from zip(group, made, strict=True)
 
 
 def _replace_experts(node: onnx.NodeProto, nodes: BlockNodes, config: WeightOnlyConfig, found: Found) -> None:
-    block, symmetric = config.block_for(config.bits), config.symmetric_for(config.bits)
     names = (node.input[2], node.input[4])
-    if any(nodes.sizes(name)[2] % block for name in names):
+    widths = [nodes.sizes(name)[2] for name in names]
+    block = config.block_for(config.bits, math.gcd(*widths))  # the two share one block size
+    if any(width % block for width in widths):
         found.left[node.name or node.output[0]] = f"its sizes are no multiples of {block}"
         return
     gate_up, down = (
-        round_to_nearest(nodes.read(name).reshape(-1, nodes.sizes(name)[2]), config.bits, block, symmetric)
-        for name in names
+        round_to_nearest(nodes.read(name).reshape(-1, width), config.bits, block, config.symmetric_for(config.bits))
+        for name, width in zip(names, widths, strict=True)
     )
     nodes.replace_experts(node, gate_up, down)
 

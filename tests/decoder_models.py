@@ -71,9 +71,11 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
     "apertus": {**_KV},
     "arcee": {**_KV},
     "ernie4_5": {**_KV, "head_dim": 16},
-    "deepseek_v3": {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12,
-                    "v_head_dim": 12, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_group": 2,
-                    "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 4},
+    "deepseek_v3": {
+        "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 12,
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_group": 2, "topk_group": 1,
+        "first_k_dense_replace": 1, "num_key_value_heads": 4,
+    },
 }  # fmt: skip
 """By model type: settings beside or in place of those that most share."""
 

@@ -23,6 +23,8 @@ __all__ = ["convert"]
 
 _BATCH, _SEQUENCE, _MAX_LENGTH = 2, 5, 16
 """Sizes a decoder is traced with: all different, none of them 1, which torch.export takes as fixed."""
+_WRAPPED = "model."
+"""What `_Decoder` puts before the names of the model's own modules."""
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _CASTS = ("aten.to.", "aten._to_copy.", "aten.type_as.")
 _SAME = ("aten.contiguous.", "aten.detach.", "aten.detach_.", "aten.alias.", "aten.lift_fresh_copy.", "aten.clone.")
@@ -85,6 +87,7 @@ def convert(model: Any, layers: Sequence[Layer], vocabulary: int, cache_argument
     )
     graph: onnx_ir.Model = converted.model
     _name_axes(graph)
+    _name_weights(graph)
     _clean_metadata(graph)
     return graph
 
@@ -180,13 +183,19 @@ def _name_axes(graph: onnx_ir.Model) -> None:
             )
 
 
+def _name_weights(graph: onnx_ir.Model) -> None:
+    """Give weights the names they have in the model."""
+    for value in list(graph.graph.initializers.values()):
+        value.name = value.name.removeprefix(_WRAPPED)
+
+
 def _clean_metadata(graph: onnx_ir.Model) -> None:
     """Keep of each node's metadata only the PyTorch module it came from: the rest is stack traces with local paths."""
     for node in graph.graph.all_nodes():
         scopes = re.findall(r"'([^']*)'", node.metadata_props.get(_SCOPES_KEY, ""))
         node.metadata_props.clear()
         if len(scopes) > 1:  # the last scope is the FX node's own name
-            node.metadata_props[MODULE_KEY] = scopes[-2]
+            node.metadata_props[MODULE_KEY] = scopes[-2].removeprefix(_WRAPPED)
     for value in [*_values(graph), *graph.graph.initializers.values()]:
         value.metadata_props.clear()
     graph.metadata_props.clear()

@@ -87,7 +87,7 @@ def _emit(module: Any, activation: _SwiGLU, hidden: Tensor, top_k_index: Tensor,
     logits = logits.scatter(1, top_k_index, top_k_weights.to(hidden.dtype).log())
     limit = {} if activation.limit is None else {"swiglu_limit": activation.limit}
     inputs = [hidden, logits, gate_up, gate_up_bias, down, down_bias]
-    mixed = torch.onnx.ops.symbolic(
+    mixed: Tensor = torch.onnx.ops.symbolic(
         "com.microsoft::MoE",
         inputs if module.has_bias else inputs[:-1],
         attrs={
@@ -102,8 +102,9 @@ def _emit(module: Any, activation: _SwiGLU, hidden: Tensor, top_k_index: Tensor,
         shape=list(hidden.shape),
         version=1,
     )
-    result: Tensor = mixed * top_k_weights.to(hidden.dtype).sum(dim=-1, keepdim=True)
-    return result
+    # onnxruntime 1.28 writes the result over its input while it still reads it, unless something reads the input later.
+    mixed = torch.where(torch.zeros((), dtype=torch.bool), hidden, mixed)
+    return mixed * top_k_weights.to(hidden.dtype).sum(dim=-1, keepdim=True)
 
 
 def _interleave(weights: Tensor) -> Tensor:

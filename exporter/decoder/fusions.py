@@ -59,13 +59,14 @@ def _fuse_norms(graph: onnx_ir.Model) -> None:
             [*total.inputs, *weights],
             attributes={"epsilon": node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5},
             domain=_DOMAIN,
-            num_outputs=4,
+            num_outputs=4 if len(states.uses()) > 1 else 1,
             version=1,
         )
         fused.metadata_props.update(node.metadata_props)
         graph.graph.insert_before(total, fused)
-        fused.outputs[1].name = fused.outputs[2].name = ""  # mean and deviation, which nobody reads
-        for value, old in ((fused.outputs[0], node.outputs[0]), (fused.outputs[3], states)):
+        for value in fused.outputs[1:3]:
+            value.name = ""  # mean and deviation, which nobody reads
+        for value, old in zip((fused.outputs[0], *fused.outputs[3:]), (node.outputs[0], states), strict=False):
             value.type, value.shape = old.type, old.shape
             onnx_ir.convenience.replace_all_uses_with(old, value)
         graph.graph.remove([node, total], safe=True)
@@ -75,7 +76,11 @@ def _normalises_last_axis(node: onnx_ir.Node) -> bool:
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
     rank = len(node.inputs[0].shape or ())
     weights = node.inputs[1:]
-    return axis in (-1, rank - 1) and rank == 3 and all(weight and len(weight.shape) == 1 for weight in weights)
+    return (
+        axis in (-1, rank - 1)
+        and rank == 3
+        and all(weight is not None and weight.shape is not None and len(weight.shape) == 1 for weight in weights)
+    )
 
 
 def _same_shape(*values: onnx_ir.Value) -> bool:
@@ -119,9 +124,9 @@ def _fuse_projections(graph: onnx_ir.Model, context: int) -> None:
         inputs = [packed, None, None, *node.inputs[3:7], *[None] * 5]
         inputs[10:] = [*node.inputs[10:], None, None][:2]
         if turned is not None:
-            for place, values in ((7, turned.cos), (8, turned.sin)):
+            for place, kind, values in ((7, "cos", turned.cos), (8, "sin", turned.sin)):
                 if values not in tables:
-                    tables[values] = _table(graph, values, context)
+                    tables[values] = _table(graph, values, context, f"rotary.{len(tables) // 2}.{kind}")
                 inputs[place] = tables[values]
             inputs[9] = _input(graph, "position_ids")
             attributes |= {"do_rotary": 1, "rotary_interleaved": turned.interleaved}
@@ -240,7 +245,7 @@ def _side_by_side(graph: onnx_ir.Model, parts: Sequence[onnx_ir.Value]) -> onnx_
     return _initializer(graph, name, tensor)
 
 
-def _table(graph: onnx_ir.Model, values: onnx_ir.Value, context: int) -> onnx_ir.Value:
+def _table(graph: onnx_ir.Model, values: onnx_ir.Value, context: int, name: str) -> onnx_ir.Value:
     """cos or sin of every position, [context, pairs], from what the graph computes of position_ids.
 
     Every value between is a function of the position alone, whatever else is in the batch.
@@ -276,7 +281,7 @@ def _table(graph: onnx_ir.Model, values: onnx_ir.Value, context: int) -> onnx_ir
         opset_imports=[onnx.helper.make_opsetid(*item) for item in graph.opset_imports.items()],
     )
     (table,) = ReferenceEvaluator(proto).run(None, {"position_ids": np.arange(context)[None]})
-    return _initializer(graph, f"{values.name}_table", onnx_ir.tensor(np.ascontiguousarray(table[0], np.float32)))
+    return _initializer(graph, name, onnx_ir.tensor(np.ascontiguousarray(table[0], np.float32)))
 
 
 # --- small things ---
