@@ -1,4 +1,4 @@
-"""Tiny random decoders of every family, in memory.
+"""Tiny random decoders of every family, in memory, and a session that runs their graphs.
 
 Two layers, 32 features, weights with a standard deviation of 0.3, biases and norms disturbed (see tests/models.py).
 Windows are shorter than the texts tests write; a layer of each kind is there where a family has several.
@@ -6,13 +6,20 @@ Windows are shorter than the texts tests write; a layer of each kind is there wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import torch
 import transformers
 
+from onnxpress.exporter.decoder import DecoderFacts, trace_decoder
+from onnxpress.exporter.quiet import quiet
 from tests.models import disturb
+
+Logits = np.ndarray[Any, Any]
 
 CONTEXT = 40
 VOCABULARY = 96
@@ -24,12 +31,12 @@ _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 FAMILIES: dict[str, Mapping[str, Any]] = {
     "llama": {**_KV, "head_dim": 16},
     "mistral": {**_KV, "head_dim": 16, "sliding_window": 6},
-    "qwen2": {**_KV},
+    "qwen2": {**_KV, "head_dim": 16},
     "qwen3": {**_KV, "head_dim": 16},
     "gemma2": {**_KV, "head_dim": 16, "query_pre_attn_scalar": 12, "attn_logit_softcapping": 2.0,
                "final_logit_softcapping": 5.0, **_FULL_AND_WINDOW},
     "gemma3_text": {**_KV, "head_dim": 16, "query_pre_attn_scalar": 12, **_FULL_AND_WINDOW},
-    "phi3": {**_KV, "partial_rotary_factor": 0.5, "pad_token_id": 0},
+    "phi3": {**_KV, "head_dim": 32, "partial_rotary_factor": 0.5, "pad_token_id": 0},
     "gpt2": {"scale_attn_by_inverse_layer_idx": True},
     "gpt_neox": {"rotary_pct": 0.5},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 16},
@@ -71,11 +78,6 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
     "apertus": {**_KV},
     "arcee": {**_KV},
     "ernie4_5": {**_KV, "head_dim": 16},
-    "deepseek_v3": {
-        "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 12,
-        "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_group": 2, "topk_group": 1,
-        "first_k_dense_replace": 1, "num_key_value_heads": 4,
-    },
 }  # fmt: skip
 """By model type: settings beside or in place of those that most share."""
 
@@ -108,3 +110,76 @@ def make_config(family: str, **changes: Any) -> Any:
         "attn_implementation": "eager",
     }
     return transformers.AutoConfig.for_model(family.removesuffix("-rw"), **{**shared, **FAMILIES[family], **changes})
+
+
+def trace(model: Any, folder: Path) -> tuple[Path, DecoderFacts]:
+    """Trace a decoder into a folder, without what the libraries print."""
+    path = folder / "model.onnx"
+    with quiet():
+        return path, trace_decoder(model, path)
+
+
+class DecoderSession:
+    """Runs a decoder's graph with one buffer for past and present, filled with numbers that nothing may read."""
+
+    def __init__(self, path: Path, facts: DecoderFacts, rows: int, max_length: int | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.cache = {
+            f"{layer}.{kind}": onnxruntime.OrtValue.ortvalue_from_numpy(
+                np.full((rows, heads, max_length or facts.context, width), 7, np.float32)
+            )
+            for layer, (heads, width) in enumerate(zip(facts.kv_heads, facts.head_dims, strict=True))
+            for kind in ("key", "value")
+        }
+
+    def run(
+        self,
+        tokens: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        *,
+        row: int | None = None,
+        shift: int = 0,
+        lengths: Sequence[int] | None = None,
+    ) -> Logits:
+        """Logits [rows, vocabulary] of the last token of each row.
+
+        Args:
+            tokens: new ones of each row.
+            starts: how many a row has before these.
+            row: the only row of the cache to use.
+            shift: added to all positions: a mistake, unless it is 0.
+            lengths: of the rows once these are in; others than the right ones are a mistake.
+        """
+        counts = [len(new) for new in tokens]
+        width = max(counts)
+        ids = np.array([[*new, *[0] * (width - len(new))] for new in tokens])
+        ends = np.array(lengths or [start + count for start, count in zip(starts, counts, strict=True)])
+        feeds = {
+            "input_ids": ids,
+            "position_ids": np.array(starts)[:, None] + np.arange(width)[None] + shift,
+            "last_index": np.array(counts) - 1,
+            "seqlens_k": (ends - 1).astype(np.int32),
+            "total_sequence_length": np.array([ends.max()], np.int32),
+        }
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_cpu_input(name, value)
+        for name, buffer in self.cache.items():
+            shape = [len(tokens), *buffer.shape()[1:]]
+            pointer = buffer.data_ptr() + (row or 0) * 4 * int(np.prod(shape[1:]))
+            binding.bind_input(f"past.{name}", "cpu", 0, np.float32, shape, pointer)
+            binding.bind_output(f"present.{name}", "cpu", 0, np.float32, shape, pointer)
+        binding.bind_output("logits")
+        self._session.run_with_iobinding(binding)
+        logits: Logits = binding.get_outputs()[-1].numpy()
+        return logits
+
+
+def in_pytorch(model: Any, tokens: Sequence[int]) -> Logits:
+    """Logits [tokens, vocabulary] of a text, without a cache."""
+    with torch.inference_mode():
+        logits: Logits = model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
+    return logits

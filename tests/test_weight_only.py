@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxpress.quantize.gptq import round_with_compensation
+from onnxpress.quantize.gptq import hessians, round_with_compensation
 from onnxpress.quantize.graphs import PassReport, check_structure, count_ops, load_graph
 from onnxpress.quantize.rounding import round_to_nearest
 from onnxpress.quantize.weight_only import WeightOnlyConfig, candidates, quantize_weights
@@ -75,7 +75,7 @@ def tied(width: int = 64) -> onnx.ModelProto:
 
 
 def untied() -> onnx.ModelProto:
-    """As `tied`, with a head of its own that is a Gemm-like pair of nodes and a product of another form."""
+    """As `tied`, with a head of its own, a Gemm."""
     model = tied()
     del model.graph.node[-2:]
     model.graph.node.extend(
@@ -329,6 +329,15 @@ def test_the_head_can_have_more_bits(tmp_path: Path) -> None:
     assert "head and embedding in 8 bits" in report.summary
 
 
+def test_a_head_of_its_own_can_have_more_bits(tmp_path: Path) -> None:
+    path, _ = press(untied(), tmp_path, dataclasses.replace(EXACT, head_bits=8))
+    model = load_graph(path)
+    bits = {
+        part.name: attribute.i for part in model.graph.node for attribute in part.attribute if attribute.name == "bits"
+    }
+    assert bits == {"tokens": 8, "wide": 4, "y": 4, "flat_logits": 8}
+
+
 def test_positions_are_not_embeddings_of_tokens(tmp_path: Path) -> None:
     path, _ = press(tied(), tmp_path)
     assert operators(path)["Gather"] == 1
@@ -480,6 +489,14 @@ def test_errors_that_are_made_up_for_leave_smaller_ones_on_other_inputs(
     assert compensated.codes.shape == nearest.codes.shape
 
 
+def test_a_matrix_of_many_outputs_is_rounded_like_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, seen = weight(40, 64), correlated(500, 64, 1)
+    (whole,) = round_with_compensation([matrix], seen.T @ seen, 4, 32, symmetric=False)
+    monkeypatch.setattr("onnxpress.quantize.gptq._ROWS", 16)
+    (in_parts,) = round_with_compensation([matrix], seen.T @ seen, 4, 32, symmetric=False)
+    assert np.array_equal(whole.dequantized(), in_parts.dequantized())
+
+
 def test_inputs_that_are_always_zero_do_no_harm() -> None:
     matrix = weight(8, 64)
     seen = correlated(500, 64, 1)
@@ -523,6 +540,17 @@ def test_calibrated_products_are_more_accurate_on_other_texts(tmp_path: Path) ->
         others = [ids_of(8, seed) for seed in range(100, 140)]
         losses.append(np.mean([np.square(run(path, ids) - run(source, ids)).mean() for ids in others]))
     assert losses[1] < 0.7 * losses[0]
+
+
+def test_every_token_of_every_text_counts(tmp_path: Path) -> None:
+    model = selecting()
+    source = write(model, tmp_path / "model.onnx")
+    table = next(numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name == "table")
+    texts = [ids_of(64, seed) for seed in range(3)]
+    seen = table[np.concatenate([text["input_ids"][0] for text in texts])]
+    ((name, H),) = hessians(source, {"x": 64, "taken": 48}, texts)
+    assert name == "x"  # three tokens are taken, of 48 channels each
+    assert np.allclose(H, seen.T @ seen / len(seen), rtol=1e-4, atol=1e-4)
 
 
 def test_the_head_is_calibrated_on_all_tokens(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """Decoders of transformers to one ONNX graph that generates text: attention is fused while the model is traced."""
 
-from onnxpress.exporter.decoder.tracing import DecoderFacts, trace_decoder
+from onnxpress.exporter.decoder.tracing import DecoderFacts, describe_decoder, trace_decoder
 
-__all__ = ["DecoderFacts", "trace_decoder"]
+__all__ = ["DecoderFacts", "describe_decoder", "trace_decoder"]

@@ -73,18 +73,26 @@ def convert(model: Any, layers: Sequence[Layer], vocabulary: int, cache_argument
         program = torch.export.export(
             _Decoder(model, layers, cache_argument), inputs, dynamic_shapes=shapes, strict=False
         )
-    # Found on the object before it is found on its class: this is what torch.onnx calls.
-    program.run_decompositions = lambda table: _decompose(program, table)
     parts = [f"{index}.{kind}" for index in range(len(layers)) for kind in ("key", "value")]
     names = ("input_ids", "position_ids", "last_index", "seqlens_k", "total_sequence_length")
-    converted = torch.onnx.export(
-        program,
-        input_names=[*names, *(f"past.{part}" for part in parts)],
-        output_names=["logits", *(f"present.{part}" for part in parts)],
-        opset_version=OPSET,
-        optimize=False,
-        verbose=False,
-    )
+
+    def to_onnx() -> Any:
+        return torch.onnx.export(
+            program,
+            input_names=[*names, *(f"past.{part}" for part in parts)],
+            output_names=["logits", *(f"present.{part}" for part in parts)],
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+        )
+
+    # Found on the object before it is found on its class: this is what torch.onnx calls.
+    program.run_decompositions = lambda table: _decompose(program, table)
+    try:
+        converted = to_onnx()
+    except torch.onnx.OnnxExporterError:
+        del program.run_decompositions
+        converted = to_onnx()
     graph: onnx_ir.Model = converted.model
     _name_axes(graph)
     _name_weights(graph)
@@ -140,6 +148,10 @@ def _equal(graph: Any, node: Any, source: Any) -> Any:
         target, args, kwargs = aten._to_copy.default, (source,), {"dtype": _dtype(node)}
     elif node.target == aten.square.default:
         target, args, kwargs = aten.mul.Tensor, (source, source), {}
+    elif node.target == aten.item.default:
+        target, args, kwargs = aten._local_scalar_dense.default, (source,), {}
+    elif node.target == aten.numpy_T.default:
+        target, args, kwargs = aten.permute.default, (source, list(reversed(range(source.meta["val"].ndim)))), {}
     elif node.target in (aten.min.other, aten.max.other):
         target = aten.minimum.default if node.target == aten.min.other else aten.maximum.default
         args, kwargs = node.args, {}

@@ -75,12 +75,8 @@ def _fuse_norms(graph: onnx_ir.Model) -> None:
 def _normalises_last_axis(node: onnx_ir.Node) -> bool:
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
     rank = len(node.inputs[0].shape or ())
-    weights = node.inputs[1:]
-    return (
-        axis in (-1, rank - 1)
-        and rank == 3
-        and all(weight is not None and weight.shape is not None and len(weight.shape) == 1 for weight in weights)
-    )
+    flat = all(weight is not None and weight.shape is not None and len(weight.shape) == 1 for weight in node.inputs[1:])
+    return axis in (-1, rank - 1) and rank == 3 and flat
 
 
 def _same_shape(*values: onnx_ir.Value) -> bool:

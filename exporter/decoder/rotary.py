@@ -13,7 +13,7 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.onnx.ops
@@ -28,7 +28,6 @@ OPSET = 23
 """The first operator set with RotaryEmbedding and RMSNormalization."""
 _NAME = "apply_rotary_pos_emb"
 _TOLERANCE = 1e-5
-_PARTS = (slice(None), slice(None, None, 2), "first half")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +35,19 @@ class _Form:
     """One way to read cos and sin."""
 
     interleaved: bool
-    part: slice | str
-    """Which of the given cosines belong to the pairs: all, every second, or the first half."""
+    """Whether pairs lie side by side, or half a head apart."""
+    part: Literal["half", "every second", "all"]
+    """Which of the given cosines belong to the pairs."""
 
     def angles(self, given: Tensor) -> Tensor:
         """[batch, sequence, pairs] of cos or sin as given."""
-        return given[..., : given.shape[-1] // 2] if isinstance(self.part, str) else given[..., self.part]
+        if self.part == "half":
+            return given[..., : given.shape[-1] // 2]
+        return given if self.part == "all" else given[..., ::2]
 
 
-_FORMS = [_Form(interleaved, part) for interleaved in (False, True) for part in ("first half", *_PARTS[:2])]
+_PARTS: tuple[Literal["half", "every second", "all"], ...] = ("half", "all", "every second")
+_FORMS = [_Form(interleaved, part) for interleaved in (False, True) for part in _PARTS]
 
 
 @contextlib.contextmanager

@@ -21,8 +21,13 @@ __all__ = ["clean", "simplify"]
 
 _SMALL = 2**16
 """Elements up to which a constant is computed in advance."""
-_OWN_INPUTS = {"Reshape": 1, "Expand": 1, "Slice": 1, "Transpose": 1, "Cast": 1, "Identity": 1}
-"""Operators that can turn out to do nothing, and how many of their inputs are data."""
+_IDLE = {"Reshape", "Expand", "Slice", "Transpose", "Cast", "Identity"}
+"""Operators that can turn out to do nothing."""
+_COMPUTED = {
+    "Add", "Cast", "Concat", "Cos", "Div", "Equal", "Expand", "Gather", "Max", "Min", "Mul", "Neg", "Pow", "Range",
+    "Reciprocal", "Reshape", "Shape", "Sin", "Slice", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
+}  # fmt: skip
+"""Operators whose results are computed in advance where they are known."""
 
 
 def simplify(graph: onnx_ir.Model) -> None:
@@ -72,7 +77,7 @@ def _cancel(graph: onnx_ir.Model) -> None:
     while changed:
         changed = False
         for node in list(graph.graph):
-            if node.domain != "" or node.op_type not in _OWN_INPUTS:
+            if node.domain != "" or node.op_type not in _IDLE:
                 continue
             source = node.inputs[0]
             if _does_nothing(node):
@@ -159,7 +164,7 @@ def _along_last_axis(node: onnx_ir.Node) -> bool:
 def _compute_constants(graph: onnx_ir.Model) -> None:
     """Compute small values that depend on constants and weights alone; how weights lie in memory is for later."""
     for node in list(graph.graph):
-        if node.domain != "" or node.op_type == "Constant" or any(result.is_graph_output() for result in node.outputs):
+        if node.domain != "" or node.op_type not in _COMPUTED or node.outputs[0].is_graph_output():
             continue
         if node.op_type in ("Transpose", "Reshape") and len(node.inputs[0].shape or ()) > 1:
             continue

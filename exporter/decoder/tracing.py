@@ -221,7 +221,9 @@ def _cannot_trace(model: Any, reason: str) -> UnsupportedModelError:
     )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:  # torch.onnx wraps what went wrong in what to do about it
+        error = error.__cause__
     first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
     if CausalMask.__name__ not in first:
         return first

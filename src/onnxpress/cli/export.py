@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,20 +86,48 @@ def run(arguments: argparse.Namespace) -> int:
     """Export and show the result."""
     from onnxpress.cli.display import ExportDisplay
 
-    with ExportDisplay(quiet=arguments.quiet, plain=arguments.verbose) as display:
+    with ExportDisplay(quiet=arguments.quiet, plain=arguments.verbose) as display, _lasting_interrupt() as check:
         from onnxpress import export
+
+        def show(step: str, detail: str, fraction: float | None) -> None:
+            check()
+            display.update(step, detail, fraction)
 
         result = export(
             arguments.model,
             arguments.output,
             _config(arguments),
-            progress=display.update,
+            progress=show,
             verbose=arguments.verbose,
         )
         display.show_result(result.report, result.folder)
     if arguments.json:
         print(json.dumps(result.summary(), ensure_ascii=False), file=sys.stdout, flush=True)
     return 0
+
+
+@contextlib.contextmanager
+def _lasting_interrupt() -> Iterator[Callable[[], None]]:
+    """A function that raises KeyboardInterrupt once Ctrl-C was pressed: some libraries swallow it while they import."""
+    pressed = False
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
+        yield check
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _config(arguments: argparse.Namespace) -> ExportConfig:
