@@ -4,13 +4,15 @@ Matrix products, token embeddings and mixtures of experts are stored in blocks (
 to the language model head is stored once. Norms, biases, positions and routers stay as they are.
 
 Measured for the defaults, on trained weights (a Llama of 6 million parameters; divergence KL(float32 | quantized) of
-the next token, in thousandths) and for speed (a token of a Llama of 135 million parameters, a core of an AMD EPYC with
-VNNI):
+the next token, in thousandths; perplexity grows by about a tenth of that in percent) and for speed (a token of a Llama
+of 135 million parameters, one core of an AMD EPYC with VNNI):
 
-    4 bits, blocks of 32: 3.7 with zero points, 4.1 without; 16: 2.8; 64: 4.7; head and embedding in 8 bits: 1.0
+    4 bits, blocks of 32: 3.6 with zero points, 4.0 without; 16: 2.5; 64: 4.7; 128: 5.5
+    4 bits, blocks of 32: 1.1 with head and embedding in 8 bits; 1.7 calibrated, 0.3 with both
     8 bits, blocks of 32: 0.05; 64: 0.06; 128: 0.08
-    4 bits: 5.4 ms a token with blocks of 32, with or without zero points; 7.6 ms with 16, 5.0 ms with 64
-    8 bits: 8.3 ms with blocks of 32, 8.1 ms with 64, which takes 17 % less time for a prompt
+    4 bits: 5.2 ms with blocks of 32, with or without zero points; 16: 7.3; 64: 5.1; head and embedding in 8 bits: 6.1
+    8 bits: 8.1 ms with blocks of 32 or 64, and with 64 a prompt takes 17 % less; 128: 6.8 ms, but more memory where
+    it does not divide the inputs
 
 Does not decide whether the result is accurate enough; the gate and the evaluation do.
 """
