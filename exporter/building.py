@@ -15,7 +15,7 @@ from onnxpress.exporter.source import Source
 from onnxpress.exporter.state import Graph, ModelFacts, State, VariantState
 from onnxpress.quantize.graphs import PassReport
 from onnxpress.runtime.decoding import decode
-from onnxpress.runtime.errors import UnsupportedModelError
+from onnxpress.runtime.errors import UnsupportedModelError, first_line
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.providers import SHORT_NAMES, unusable_because
@@ -177,8 +177,7 @@ def convert(state: State) -> State:
 def _not_made(state: State, precision: str, error: Exception) -> VariantState:
     """A variant that failed before there was anything to verify."""
     assert state.fused is not None
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    failure = f"cannot be made of this graph: {reason}"
+    failure = f"cannot be made of this graph: {first_line(error)}"
     return VariantState(precision, precision, state.config.target, state.fused, status="failed", failure=failure)
 
 

@@ -12,11 +12,11 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
+from onnxpress.exporter.graph_names import MODULE_KEY
 from onnxpress.exporter.state import State
 from onnxpress.quantize.graphs import load_graph, save_graph
 from onnxpress.runtime.errors import OnnxpressError
 
-_MODULE_KEY = "onnxpress.module"  # written by tracing.py, which imports torch
 _LIMITS = (0.1, 0.02, 0.004, 0.001)
 _TOLERANCE_FP32 = 1e-3
 _MASK_FILL = 1e30
@@ -131,4 +131,4 @@ def _pytorch_tensors(state: State, feeds: Feeds) -> dict[str, npt.NDArray[Any]]:
 
 
 def _module(node: onnx.NodeProto) -> str | None:
-    return next((entry.value for entry in node.metadata_props if entry.key == _MODULE_KEY), None)
+    return next((entry.value for entry in node.metadata_props if entry.key == MODULE_KEY), None)

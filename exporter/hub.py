@@ -20,7 +20,7 @@ from typing import Any
 
 from onnxpress.exporter.config import ExportConfig, ProgressHook
 from onnxpress.exporter.recipe import recipe_names
-from onnxpress.runtime.errors import InvalidInputError, UnsupportedModelError
+from onnxpress.runtime.errors import InvalidInputError, UnsupportedModelError, first_line
 
 CARD = "README.md"
 MODEL_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.py", "*.jinja")
@@ -255,7 +255,7 @@ def _sentence(error: Exception, hub_id: str, revision: str | None, started: bool
     storage = _storage_problem(cause, hub_id, cache)
     if storage is not None:
         return storage
-    what = f"{type(cause).__name__}: {_first_line(cause)}"
+    what = f"{type(cause).__name__}: {first_line(cause)}"
     if started:
         return f"the download of {hub_id!r} broke off ({what}); run this again: the files that arrived whole are kept"
     if isinstance(cause, errors.FileMetadataError | ValueError | LookupError | TypeError):
@@ -306,21 +306,16 @@ def _storage_problem(error: BaseException, hub_id: str, cache: str) -> str | Non
     # hf_xet writes files itself and has only the text.
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error):
         return (
-            f"{hub_id!r} does not fit onto the disk of {cache} ({_first_line(error)}); free some space, or set HF_HOME "
+            f"{hub_id!r} does not fit onto the disk of {cache} ({first_line(error)}); free some space, or set HF_HOME "
             "to a folder on a larger disk"
         )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-        return f"the hub's cache {cache} cannot be written ({_first_line(error)}); set HF_HOME to a folder that can be"
+        return f"the hub's cache {cache} cannot be written ({first_line(error)}); set HF_HOME to a folder that can be"
     return None
 
 
 def _said(error: Any) -> str:
     return " ".join((error.server_message or error.response.reason_phrase or "no reason given").split())
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else "no reason given"
 
 
 def _known() -> str:

@@ -29,7 +29,7 @@ from onnxpress.exporter.tasks import model_class
 from onnxpress.exporter.tokenizer_files import require_tokenizer
 from onnxpress.quantize.graphs import save_program
 from onnxpress.runtime.encoder import FloatArray
-from onnxpress.runtime.errors import UnsupportedModelError
+from onnxpress.runtime.errors import UnsupportedModelError, first_line
 from onnxpress.runtime.manifest import TaskSettings, Tensor, TokenizerSettings
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def load_tokenizer(source: Source, config: ExportConfig) -> Any:
         )
     except Exception as error:
         raise UnsupportedModelError(
-            f"the tokenizer of {source.name} cannot be loaded: {_first_line(error)}; is tokenizer.json there?"
+            f"the tokenizer of {source.name} cannot be loaded: {first_line(error)}; is tokenizer.json there?"
         ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UnsupportedModelError(
@@ -203,13 +203,9 @@ def _inputs(transformer: Any, tokenizer: Any, head: Head) -> tuple[Tensor, ...]:
 
 
 def _cannot_load(source: Source, error: Exception) -> UnsupportedModelError:
-    reason = _first_line(error)
+    reason = first_line(error)
     if "trust_remote_code" in str(error):
         return UnsupportedModelError(
             f"{source.name} needs Python code that comes with it; give --trust-remote-code if you trust its author"
         )
     return UnsupportedModelError(f"transformers {transformers.__version__} cannot load {source.name}: {reason}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import tokenizers
 
 from onnxpress.exporter.source import read_json
-from onnxpress.runtime.errors import UnsupportedModelError
+from onnxpress.runtime.errors import UnsupportedModelError, first_line
 
 FILE = "tokenizer.json"
 # Where no file names the token.
@@ -94,7 +94,7 @@ def _convert(folders: Sequence[Path], trust_remote_code: bool) -> FolderTokenize
         backend = tokenizer.backend_tokenizer
     # transformers, its converters and remote code raise many types; each means the same to the user.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        reason = first_line(error)
         raise UnsupportedModelError(
             f"{folders[0]} has no {FILE}, and transformers cannot make one ({reason}); put the model's {FILE} there"
         ) from error

@@ -7,7 +7,6 @@ by itself, and what it found is checked here. Does not compare the graph with th
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +17,15 @@ from transformers.exporters.exporter_dynamo import DynamoExporter
 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
 from onnxpress.exporter.families import replaced, traceable
-from onnxpress.runtime.errors import UnsupportedModelError
+from onnxpress.exporter.graph_names import clean_metadata, rename_axes
+from onnxpress.runtime.errors import UnsupportedModelError, first_line
 
 if TYPE_CHECKING:
     from onnxpress.exporter.loading import LoadedModel
 
 OPSET = 20
 """The newest ONNX operator set whose every operator used here has CPU and CUDA kernels in onnxruntime 1.28."""
-MODULE_KEY = "onnxpress.module"
-"""Node metadata: the PyTorch module a node was traced from."""
 
-_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _SIZES = {"batch": 2, "sequence": 7, "masks": 3}
 """Of the inputs a model is traced with: all different, and none of them 1, which torch.export takes as fixed."""
 _FREE_FROM = 3
@@ -69,11 +66,11 @@ def trace(model: LoadedModel) -> onnx_ir.Model:
         raise
     # torch.export has no common base class for what it refuses.
     except Exception as error:
-        raise _cannot_trace(model, _first_line(error)) from error
+        raise _cannot_trace(model, first_line(error)) from error
     _check_free(model, program)
     _check_conditions(model, exporter.exported)
-    _name_axes(program, model.input_axes)
-    _clean_metadata(program)
+    rename_axes(program, _axis_names(program, model.input_axes))
+    clean_metadata(program)
     return program
 
 
@@ -182,42 +179,10 @@ def _cannot_trace(model: LoadedModel, reason: str) -> UnsupportedModelError:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def _name_axes(program: onnx_ir.Model, input_axes: Mapping[str, str]) -> None:
-    """Give the axes torch calls s18, s41 their names; the names given to `Dim` do not survive the export."""
-    names: dict[str, str] = {}
-    for value in program.graph.inputs:
-        for dim, name in zip(value.shape, ("batch", input_axes[value.name]), strict=True):
-            names[str(dim.value)] = name
-    pattern = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
-    for value in _values(program):
-        if value.shape is not None:
-            value.shape = onnx_ir.Shape(
-                pattern.sub(lambda match: names[match.group()], dim.value)
-                if isinstance(dim, onnx_ir.SymbolicDim) and dim.value is not None
-                else dim
-                for dim in value.shape
-            )
-
-
-def _values(program: onnx_ir.Model) -> list[onnx_ir.Value]:
-    nodes = program.graph.all_nodes()
-    return [*program.graph.inputs, *(output for node in nodes for output in node.outputs)]
-
-
-def _clean_metadata(program: onnx_ir.Model) -> None:
-    """Keep of each node's metadata only the PyTorch module it came from: the rest is stack traces with local paths."""
-    for node in program.graph.all_nodes():
-        scopes = re.findall(r"'([^']*)'", node.metadata_props.get(_SCOPES_KEY, ""))
-        node.metadata_props.clear()
-        if len(scopes) > 1:  # the last scope is the FX node's own name
-            node.metadata_props[MODULE_KEY] = scopes[-2]
-    for value in _values(program):
-        value.metadata_props.clear()
-    program.metadata_props.clear()
-    program.graph.metadata_props.clear()
-    program.producer_name = "onnxpress"
-    program.producer_version = None
+def _axis_names(program: onnx_ir.Model, input_axes: Mapping[str, str]) -> dict[str, str]:
+    """What the axes that torch calls s18, s41 are."""
+    return {
+        str(dim.value): name
+        for value in program.graph.inputs
+        for dim, name in zip(value.shape, ("batch", input_axes[value.name]), strict=True)
+    }

@@ -7,13 +7,12 @@ threads: no operator waits for the slowest thread (design: bench/embed.py measur
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from onnxpress.runtime.errors import ForkError
+from onnxpress.runtime.processes import HomeProcess
 
 R = TypeVar("R")
 
@@ -55,30 +54,19 @@ class SideBySide:
 
     def __init__(self, workers: int) -> None:
         self.count = workers
-        self._process = os.getpid()
+        self.home = HomeProcess()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
     def map(self, function: Callable[[list[int]], R], batches: Sequence[list[int]]) -> list[R]:
         """`function` of every batch, results in the order of `batches`. The first exception is raised."""
-        self.check_process()
+        self.home.check()
         if self.count == 1 or len(batches) == 1:
             return [function(batch) for batch in batches]
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="onnxpress")
         return list(self._pool.map(function, batches))
-
-    def check_process(self) -> None:
-        """
-        Raises:
-            ForkError: this is not the process the model was loaded in.
-        """
-        if os.getpid() != self._process:
-            raise ForkError(
-                f"this model was loaded in process {self._process} and is used in its fork {os.getpid()}, where its "
-                "threads do not exist; load it in each worker, after the fork (or start workers with 'spawn')"
-            )
 
     def close(self) -> None:
         """End the threads; a later `map` starts them again."""

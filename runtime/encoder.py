@@ -121,7 +121,7 @@ class Encoder:
         Raises:
             ForkError: called in another process than the one that loaded the model.
         """
-        self._workers.check_process()
+        self._workers.home.check()
         if not encodings:
             return []
         further = extra or {}
@@ -145,7 +145,7 @@ class Encoder:
         Raises:
             ForkError: this is not the process the model was loaded in.
         """
-        self._workers.check_process()
+        self._workers.home.check()
 
     def close(self) -> None:
         """End the worker threads; they are started anew when needed."""

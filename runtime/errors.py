@@ -40,3 +40,8 @@ class VerificationError(OnnxpressError):
     """No variant of the model agrees with PyTorch within the thresholds; nothing was written."""
 
     exit_status = 1
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, or its class where it says nothing; for a sentence of our own."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()[:300]

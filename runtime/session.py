@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxpress.runtime.errors import InvalidBundleError, ProviderError
+from onnxpress.runtime.errors import InvalidBundleError, ProviderError, first_line
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.providers import CPU
 
@@ -68,7 +68,7 @@ def make_session(
         )
     # onnxruntime's exception classes have no common base but Exception.
     except Exception as error:
-        raise InvalidBundleError(f"onnxruntime cannot load {model}: {_first_line(error)}") from error
+        raise InvalidBundleError(f"onnxruntime cannot load {model}: {first_line(error)}") from error
     finally:
         onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
     if session.get_providers()[0] != providers[0]:
@@ -88,7 +88,3 @@ def runner(
         return dict(zip(outputs, session.run(list(outputs), feeds), strict=True))
 
     return run
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from onnxpress.runtime.errors import InvalidBundleError
+from onnxpress.runtime.errors import InvalidBundleError, first_line
 from onnxpress.runtime.manifest import Tensor
 
 CASES_FILE = "verification.npz"
@@ -135,7 +135,7 @@ class _Check:
             found = self.run(case.feeds)
         # onnxruntime's exception classes have no common base but Exception.
         except Exception as error:  # noqa: BLE001
-            return _failed(case, f"onnxruntime failed: {(str(error).splitlines() or [''])[0][:200]}")
+            return _failed(case, f"onnxruntime failed: {first_line(error)}")
         for name, expected in case.expected.items():
             if found[name].shape != expected.shape:
                 shapes = f"shape {list(found[name].shape)}, the reference's has {list(expected.shape)}"

@@ -131,7 +131,7 @@ def test_many_callers_share_the_workers() -> None:
 def test_another_process_is_refused_with_both_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded_in = os.getpid()
     side_by_side = SideBySide(2)
-    monkeypatch.setattr("onnxpress.runtime.batching.os.getpid", lambda: loaded_in + 1)
+    monkeypatch.setattr("onnxpress.runtime.processes.os.getpid", lambda: loaded_in + 1)
     with pytest.raises(ForkError, match=rf"loaded in process {loaded_in} .*fork {loaded_in + 1}") as caught:
         side_by_side.map(len, [[0], [1]])
     assert isinstance(caught.value, OnnxpressError)

@@ -687,7 +687,7 @@ def test_another_process_is_refused(new_engine: Callable[..., Engine], monkeypat
     engine = new_engine()
     loaded_in = os.getpid()
     with monkeypatch.context() as patch:
-        patch.setattr("onnxpress.runtime.generation.engine.os.getpid", lambda: loaded_in + 1)
+        patch.setattr("onnxpress.runtime.processes.os.getpid", lambda: loaded_in + 1)
         with pytest.raises(ForkError, match=rf"loaded in process {loaded_in} .*fork {loaded_in + 1}"):
             engine.submit(request([5]))
 

@@ -7,7 +7,6 @@ done is to drop casts that cast to the type they are given.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from onnxpress.exporter.decoder.forward import Layer, Trace, call
 from onnxpress.exporter.decoder.rotary import OPSET
-from onnxpress.exporter.tracing import MODULE_KEY
+from onnxpress.exporter.graph_names import clean_metadata, rename_axes
 
 __all__ = ["convert"]
 
@@ -25,7 +24,6 @@ _BATCH, _SEQUENCE, _MAX_LENGTH = 2, 5, 16
 """Sizes a decoder is traced with: all different, none of them 1, which torch.export takes as fixed."""
 _WRAPPED = "model."
 """What `_Decoder` puts before the names of the model's own modules."""
-_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _CASTS = ("aten.to.", "aten._to_copy.", "aten.type_as.")
 _SAME = ("aten.contiguous.", "aten.detach.", "aten.detach_.", "aten.alias.", "aten.lift_fresh_copy.", "aten.clone.")
 
@@ -94,9 +92,9 @@ def convert(model: Any, layers: Sequence[Layer], vocabulary: int, cache_argument
         del program.run_decompositions
         converted = to_onnx()
     graph: onnx_ir.Model = converted.model
-    _name_axes(graph)
+    rename_axes(graph, _axis_names(graph))
     _name_weights(graph)
-    _clean_metadata(graph)
+    clean_metadata(graph, _WRAPPED)
     return graph
 
 
@@ -176,46 +174,17 @@ def _has_onnx_form(node: Any, table: Mapping[Any, Any]) -> bool:
     return "_assert_" in node.name or (node.target not in table and not node.target._schema.is_mutable)
 
 
-def _name_axes(graph: onnx_ir.Model) -> None:
-    """Give the axes torch calls s18, s41 their names; those given to `Dim` do not survive."""
+def _axis_names(graph: onnx_ir.Model) -> dict[str, str]:
+    """What the axes that torch calls s18, s41 are."""
     shapes = {value.name: value.shape for value in graph.graph.inputs}
-    names = {
+    return {
         str(shapes["input_ids"][0].value): "batch",
         str(shapes["input_ids"][1].value): "sequence",
         str(shapes["past.0.key"][2].value): "max_length",
     }
-    pattern = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
-    for value in _values(graph):
-        if value.shape is not None:
-            value.shape = onnx_ir.Shape(
-                pattern.sub(lambda match: names[match.group()], dim.value)
-                if isinstance(dim, onnx_ir.SymbolicDim) and dim.value is not None
-                else dim
-                for dim in value.shape
-            )
 
 
 def _name_weights(graph: onnx_ir.Model) -> None:
     """Give weights the names they have in the model."""
     for value in list(graph.graph.initializers.values()):
         value.name = value.name.removeprefix(_WRAPPED)
-
-
-def _clean_metadata(graph: onnx_ir.Model) -> None:
-    """Keep of each node's metadata only the PyTorch module it came from: the rest is stack traces with local paths."""
-    for node in graph.graph.all_nodes():
-        scopes = re.findall(r"'([^']*)'", node.metadata_props.get(_SCOPES_KEY, ""))
-        node.metadata_props.clear()
-        if len(scopes) > 1:  # the last scope is the FX node's own name
-            node.metadata_props[MODULE_KEY] = scopes[-2].removeprefix(_WRAPPED)
-    for value in [*_values(graph), *graph.graph.initializers.values()]:
-        value.metadata_props.clear()
-    graph.metadata_props.clear()
-    graph.graph.metadata_props.clear()
-    graph.producer_name = "onnxpress"
-    graph.producer_version = None
-
-
-def _values(graph: onnx_ir.Model) -> list[onnx_ir.Value]:
-    nodes = graph.graph.all_nodes()
-    return [*graph.graph.inputs, *(output for node in nodes for output in node.outputs)]

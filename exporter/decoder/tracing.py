@@ -36,7 +36,7 @@ from onnxpress.exporter.decoder.rotary import rotary_replaced
 from onnxpress.exporter.decoder.simplifying import clean, simplify
 from onnxpress.exporter.families import replaced, unchanged
 from onnxpress.quantize.graphs import save_program
-from onnxpress.runtime.errors import UnsupportedModelError
+from onnxpress.runtime.errors import UnsupportedModelError, first_line
 
 __all__ = ["DecoderFacts", "describe_decoder", "trace_decoder"]
 
@@ -224,7 +224,7 @@ def _cannot_trace(model: Any, reason: str) -> UnsupportedModelError:
 def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:  # torch.onnx wraps what went wrong in what to do about it
         error = error.__cause__
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    first = first_line(error)
     if CausalMask.__name__ not in first:
         return first
     return f"its attention is written out instead of going through transformers' AttentionInterface ({first})"

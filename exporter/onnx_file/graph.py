@@ -16,7 +16,7 @@ from pathlib import Path
 import onnx_ir
 from onnx_ir.passes import common as passes
 
-from onnxpress.runtime.errors import UnsupportedModelError
+from onnxpress.runtime.errors import UnsupportedModelError, first_line
 from onnxpress.runtime.manifest import Tensor
 
 OLDEST_OPSET = 13
@@ -117,7 +117,7 @@ def raise_opset(program: onnx_ir.Model, version: int, path: Path) -> None:
         ConvertVersionPass(version, fallback=True)(program)
     # The two converters raise many types; each means the same to the user.
     except Exception as error:  # noqa: BLE001
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = first_line(error)
     for node in program.graph.all_nodes():
         node.domain = "" if node.domain == _ASIDE else node.domain
     if program.graph.opset_imports.get("") != version:

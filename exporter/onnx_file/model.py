@@ -28,7 +28,7 @@ from onnxpress.exporter.source import Source, transformer_folder
 from onnxpress.exporter.texts import REAL_TEXTS
 from onnxpress.exporter.tokenizer_files import FolderTokenizer, read_tokenizer
 from onnxpress.runtime.encoder import FloatArray
-from onnxpress.runtime.errors import UnsupportedModelError
+from onnxpress.runtime.errors import UnsupportedModelError, first_line
 from onnxpress.runtime.manifest import (
     EmbeddingSettings,
     LabelSettings,
@@ -160,7 +160,7 @@ class OnnxModel:
         # onnxruntime's exception classes have no common base but Exception.
         except Exception as error:
             raise UnsupportedModelError(
-                f"{self.file} fails on {_sizes(feeds['input_ids'].shape)}: {_first_line(error)}; are sizes "
+                f"{self.file} fails on {_sizes(feeds['input_ids'].shape)}: {first_line(error)}; are sizes "
                 "fixed inside it, or is the tokenizer another model's?"
             ) from error
 
@@ -304,13 +304,9 @@ def _open(file: Path, optimized: bool, threads: int | None) -> onnxruntime.Infer
     # onnxruntime's exception classes have no common base but Exception.
     except Exception as error:
         raise UnsupportedModelError(
-            f"onnxruntime {onnxruntime.__version__} cannot load {file}: {_first_line(error)}"
+            f"onnxruntime {onnxruntime.__version__} cannot load {file}: {first_line(error)}"
         ) from error
 
 
 def _sizes(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} texts of {shape[1]} tokens"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -30,7 +30,7 @@ from onnxpress.exporter.reference import Limits
 from onnxpress.exporter.sentence import position_limit
 from onnxpress.exporter.source import Source
 from onnxpress.quantize.graphs import save_program
-from onnxpress.runtime.errors import UnsupportedModelError
+from onnxpress.runtime.errors import UnsupportedModelError, first_line
 
 # What the name of a class in config.json ends with.
 _HEADS = {
@@ -93,7 +93,7 @@ class OnnxReference(OnnxModel):
             raise
         # protobuf, onnx_ir and its passes raise many types; each means the same to the user.
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            reason = first_line(error)
             raise UnsupportedModelError(f"{file} is not an ONNX file that can be read: {reason}") from error
 
 

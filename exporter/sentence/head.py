@@ -23,7 +23,7 @@ from onnxpress.exporter.sentence.config import (
     SentenceConfig,
 )
 from onnxpress.exporter.sentence.reading import default_sentence_config
-from onnxpress.runtime.errors import UnsupportedModelError
+from onnxpress.runtime.errors import UnsupportedModelError, first_line
 
 
 class SentenceHead(nn.Module):
@@ -266,7 +266,7 @@ def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
     # safetensors and the unpickler raise many types; each means the same to the user.
     except Exception as error:
         file = file if file.is_file() else pickle_file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         raise UnsupportedModelError(f"{file} is truncated or broken ({reason}); download the model again") from error
     raise UnsupportedModelError(
         f"{folder} has its weights only as a Python pickle ({pickle_file.name}), which can run code when read; convert "

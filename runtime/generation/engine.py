@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import os
 import threading
 import weakref
 from collections.abc import Sequence
 
-from onnxpress.runtime.errors import ForkError, InvalidInputError, OnnxpressError
+from onnxpress.runtime.errors import InvalidInputError, OnnxpressError
 from onnxpress.runtime.generation.decoder import Decoder
 from onnxpress.runtime.generation.requests import Request
 from onnxpress.runtime.generation.scheduler import Counts, Scheduler
+from onnxpress.runtime.processes import HomeProcess
 
 _IDLE_SECONDS = 5.0  # that the thread waits for another request
 _FILL_TOKENS = 128
@@ -67,7 +67,7 @@ class Engine:
         self._cache = decoder.cache
         self._most_waiting = most_waiting
         self._scheduler = Scheduler(decoder, fill_tokens, reuse_prefixes)
-        self._process = os.getpid()
+        self.home = HomeProcess()
         self._changed = threading.Condition()
         self._new: list[Request] = []
         self._cancelled: list[Request] = []
@@ -127,7 +127,7 @@ class Engine:
             QueueFullError: too many are waiting.
             ForkError: this is not the process the model was loaded in.
         """
-        self.check_process()
+        self.home.check()
         with self._changed:
             waiting = self._scheduler.waiting + len(self._new)
             if self._most_waiting is not None and waiting >= self._most_waiting:
@@ -143,20 +143,9 @@ class Engine:
                 self._cancelled.append(request)
                 self._wake()
 
-    def check_process(self) -> None:
-        """
-        Raises:
-            ForkError: this is not the process the model was loaded in.
-        """
-        if os.getpid() != self._process:
-            raise ForkError(
-                f"this model was loaded in process {self._process} and is used in its fork {os.getpid()}, where its "
-                "threads do not exist; load it in each worker, after the fork (or start workers with 'spawn')"
-            )
-
     def close(self) -> None:
         """Cancel all requests, end the thread and give the cache's memory back. A later request starts anew."""
-        if os.getpid() != self._process:
+        if not self.home.is_this:
             return
         with self._changed:
             thread = self._thread
