@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxpress.exporter import decoder_precisions
 from onnxpress.exporter.config import Thresholds
 from onnxpress.exporter.onnx_file.folder import weight_files
 from onnxpress.exporter.quiet import quiet
 from onnxpress.exporter.source import Source
-from onnxpress.exporter.state import Graph, ModelFacts, State, VariantState
+from onnxpress.exporter.state import TOKENIZER_FILE, Graph, ModelFacts, State, VariantState
 from onnxpress.quantize.graphs import PassReport
 from onnxpress.runtime.decoding import decode
 from onnxpress.runtime.errors import UnsupportedModelError, first_line
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from onnxpress.exporter.fusion import Form
     from onnxpress.exporter.reference import Reference
 
-TOKENIZER_FILE = "tokenizer.json"
 # Lays convolutions out anew, of which encoders have none or few; onnxruntime 1.32 ends the process with a segmentation
 # fault in it on half-precision XLNet.
 _CRASHES_ON_FP16 = "NchwcTransformer"
@@ -194,8 +194,11 @@ def _convert_one(state: State, precision: str) -> tuple[tuple[Graph, ...], bool]
     if precision == "fp32":
         return (state.fused,), True
     key = _source_key(state) | {"target": state.config.target, "machine": describe_machine().key()}
-    makers = {"fp16": _make_fp16, "int8": _make_int8}
-    make = makers[precision] if state.task != "text-generation" else _make_weight_only[precision]
+    if state.task == "text-generation":
+        depends_on, make = decoder_precisions.maker(state, precision)
+        key |= depends_on
+    else:
+        make = {"fp16": _make_fp16, "int8": _make_int8}[precision]
     folder, data, found = state.cache.get(precision, key, lambda folder: make(state, folder))
     session = state.fused.session
     if precision == "fp16":
@@ -246,21 +249,6 @@ def _make_int8(state: State, folder: Path) -> dict[str, Any]:
 
 def _fp32_bound(state: State) -> float:
     return (state.config.thresholds or Thresholds()).fp32_max_abs
-
-
-def _weight_only(bits: int) -> Callable[[State, Path], dict[str, Any]]:
-    def make(state: State, folder: Path) -> dict[str, Any]:
-        from onnxpress.quantize.weight_only import WeightOnlyConfig, quantize_weights
-
-        assert state.fused is not None
-        with quiet(state.verbose):
-            report = quantize_weights(state.fused.path, folder / "model.onnx", WeightOnlyConfig(bits=bits))
-        return {"graphs": [{"path": "model.onnx", "report": dataclasses.asdict(report)}], "candidates": []}
-
-    return make
-
-
-_make_weight_only = {"int8": _weight_only(8), "int4": _weight_only(4)}
 
 
 def real_cases(state: State) -> list[Case]:

@@ -8,8 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from onnxpress.exporter.building import TOKENIZER_FILE
-from onnxpress.exporter.state import Graph, State, VariantState
+from onnxpress.exporter.state import TOKENIZER_FILE, Graph, State, VariantState
 from onnxpress.runtime.machine import describe_machine, versions
 from onnxpress.runtime.manifest import (
     SCHEMA_VERSION,

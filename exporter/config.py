@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
+from onnxpress.quantize.weight_only import WeightOnlyConfig
 from onnxpress.runtime.errors import InvalidInputError
 
 Target = Literal["cpu", "cuda", "tensorrt"]
@@ -25,6 +26,8 @@ PRECISIONS_OF_TARGET: dict[str, tuple[str, ...]] = {
 # 8 and 4 bits of a decoder are those of its weights alone.
 _PRECISIONS_OF_DECODERS = ("fp32", "int8", "int4")
 _PRECISIONS_OF_ENCODERS = ("fp32", "fp16", "int8")
+
+_WEIGHT_ONLY = ("block_size", "symmetric", "accuracy_level", "head_bits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,13 @@ class ExportConfig:
     """Where the bundle will run."""
     evaluation: tuple[Path, ...] | None = None
     """Files of scored examples (TSV, CSV or JSONL); all their rows together are evaluated."""
+    calibration: tuple[Path, ...] | None = None
+    """Texts that the 4-bit weights of a decoder are rounded on; None: each weight is rounded by itself."""
+    block_size: int | None = None
+    """Of a decoder's int8 and int4: as `WeightOnlyConfig` has it, like the next three."""
+    symmetric: bool | None = None
+    accuracy_level: int | None = None
+    head_bits: int | None = None
     objective: Objective = "throughput"
     """What the default variant is chosen by, among those that hold the accuracy."""
     max_accuracy_drop: float | None = None
@@ -102,10 +112,35 @@ class ExportConfig:
                 raise InvalidInputError(f"variant {name!r} does not run on target {self.target!r}; it takes: {able}")
         if self.variants is not None and not self.variants:
             raise InvalidInputError("variants is empty; give at least one of " + ", ".join(PRECISIONS))
+        self.weight_only(4)
         if self.max_accuracy_drop is not None and not 0 <= self.max_accuracy_drop <= 100:
             raise InvalidInputError(f"max_accuracy_drop is {self.max_accuracy_drop}; give points from 0 to 100")
         if self.threads is not None and self.threads < 1:
             raise InvalidInputError(f"threads is {self.threads}; give at least 1")
+
+    def weight_only(self, bits: int) -> WeightOnlyConfig:
+        """How the weights of a decoder become 8 or 4 bits.
+
+        Raises:
+            InvalidInputError: a value that is not allowed.
+        """
+        given = {name: value for name in _WEIGHT_ONLY if (value := getattr(self, name)) is not None}
+        return WeightOnlyConfig(bits=bits, **given)
+
+    def check_task(self, task: str) -> None:
+        """Refuse what is not there for a task.
+
+        Raises:
+            InvalidInputError: a variant or an option; the sentence names it.
+        """
+        variants = self.effective_variants(task)
+        given = [name for name in ("calibration", *_WEIGHT_ONLY) if getattr(self, name) is not None]
+        if task != "text-generation" and given:
+            raise InvalidInputError(
+                f"{given[0]} is for decoders, whose weights alone are quantized; this model is for {task}: leave it out"
+            )
+        if self.calibration and "int4" not in variants:
+            raise InvalidInputError(f"calibration is for int4, which is not among the variants: {', '.join(variants)}")
 
     def effective_variants(self, task: str) -> tuple[str, ...]:
         """The precisions to make for a task, in the order of `PRECISIONS`, each once.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxpress.exporter import benchmark, building, bundling, choosing, gate, reporting
+from onnxpress.exporter.calibration import read_calibration
 from onnxpress.exporter.config import ExportConfig, ProgressHook
 from onnxpress.exporter.labels import label_settings
 from onnxpress.exporter.refusals import refuse_unexportable
@@ -108,15 +109,18 @@ def _export(model: str, output: Path, config: ExportConfig, progress: ProgressHo
     if source.recipe is not None:
         config = source.recipe.apply(config)
     task = resolve_task(config.task, source)
+    config.check_task(task)
     if source.onnx is None:
         refuse_unexportable(str(source.config.get("model_type")), source.name, task)
     evaluation = _read_evaluation(config, task, source)
+    calibration = read_calibration(config.calibration) if config.calibration else None
     with staging_folder(output, config.force) as folder, open_cache(config.cache) as cache:
         state = State(
             config=config,
             source=source,
             task=task,
             evaluation=evaluation,
+            calibration=calibration,
             folder=folder,
             cache=cache,
             threads=config.threads or usable_cores(),

@@ -51,6 +51,7 @@ def build_report(state: State) -> dict[str, Any]:
         "machine": dataclasses.asdict(describe_machine()) | {"threads": state.threads},
         "versions": versions(),
         "evaluation": _evaluation(state),
+        "calibration": _calibration(state),
         "measurement": state.workload_facts,
         "baseline": _baseline(state),
         "variants": [_variant(state, variant) for variant in state.variants],
@@ -80,6 +81,12 @@ def _evaluation(state: State) -> dict[str, Any] | None:
         "sha256": state.evaluation.sha256,
         "samples": len(state.evaluation.examples),
     }
+
+
+def _calibration(state: State) -> dict[str, Any] | None:
+    if state.calibration is None:
+        return None
+    return {"files": list(state.calibration.files), "sha256": state.calibration.sha256}
 
 
 def _baseline(state: State) -> dict[str, Any] | None:

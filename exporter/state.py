@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxpress.exporter.calibration import Calibration
 from onnxpress.exporter.config import ExportConfig, ProgressHook
 from onnxpress.exporter.source import Source
 from onnxpress.exporter.stepcache import StepCache
@@ -17,6 +18,8 @@ from onnxpress.runtime.verification import Case, Parity
 
 if TYPE_CHECKING:
     from onnxpress.exporter.reference import Reference
+
+TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,7 @@ class State:
     source: Source
     task: str
     evaluation: Evaluation | None
+    calibration: Calibration | None
     folder: Path
     """The staging folder that becomes the bundle."""
     cache: StepCache

@@ -38,8 +38,7 @@ _MEMORY = 2**30  # bytes of H held at a time; more inputs take another pass over
 def hessians(source: Path, channels: Mapping[str, int], feeds: Sequence[Feeds]) -> Iterator[tuple[str, FloatArray]]:
     """H / tokens, [K, K], of activations [..., K] of a float32 graph, one after the other.
 
-    Gives nothing for an activation with fewer tokens than channels, which are too few to say how the channels go
-    together, or with another number of channels.
+    Gives nothing for an activation with another number of channels.
 
     Args:
         source: the graph.
@@ -47,7 +46,8 @@ def hessians(source: Path, channels: Mapping[str, int], feeds: Sequence[Feeds]) 
         feeds: inputs of the graph, without padding.
 
     Raises:
-        InvalidInputError: no feeds.
+        InvalidInputError: no feeds, or fewer tokens than an activation has channels, which are too few to say how the
+            channels go together.
     """
     if not feeds:
         raise InvalidInputError("calibration was asked for without a text to calibrate on; give at least one")
@@ -63,7 +63,12 @@ def hessians(source: Path, channels: Mapping[str, int], feeds: Sequence[Feeds]) 
                     tokens[name] += len(rows)
         for name in names:
             H = sums.pop(name)
-            if tokens[name] >= len(H):
+            if 0 < tokens[name] < len(H):
+                raise InvalidInputError(
+                    f"calibration on {tokens[name]:,} tokens, but a product has {len(H):,} inputs, which takes at "
+                    "least as many; give more text, some 30,000 tokens"
+                )
+            if tokens[name]:
                 yield name, H / np.float32(tokens[name])
 
 

@@ -123,7 +123,7 @@ def quantize_weights(
             None: each weight is rounded by itself. Experts always are.
 
     Raises:
-        InvalidInputError: `calibration` is empty, or `config.exclude` names what the graph does not have.
+        InvalidInputError: `calibration` is empty or too short, or `config.exclude` names what the graph does not have.
     """
     model = onnx.load(str(source), load_external_data=False)
     _check_names(model, config.exclude)

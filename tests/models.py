@@ -190,6 +190,32 @@ def disturb(model: torch.nn.Module) -> None:
             parameter.data += 0.2 * torch.randn_like(parameter)
 
 
+def save_decoder(path: Path) -> Path:
+    """Save a LlamaForCausalLM of two layers whose weights have a standard deviation of 0.3."""
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=96,
+        bos_token_id=None,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(std=0.3)
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
 def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """A WordPiece tokenizer that knows a few words and all lower-case letters."""
     return styles.wordpiece()

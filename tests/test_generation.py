@@ -13,7 +13,7 @@ import onnxpress
 from onnxpress.cli import main
 from onnxpress.exporter import Thresholds
 from onnxpress.exporter.quiet import quiet
-from tests.models import make_tokenizer
+from tests.models import save_decoder
 
 PROMPTS = ["the order was not sent", "where", "my cat is not the dog , the order", "is the parcel sent ?"]
 
@@ -21,29 +21,7 @@ PROMPTS = ["the order was not sent", "where", "my cat is not the dog , the order
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved LlamaForCausalLM of two layers whose weights have a standard deviation of 0.3."""
-    path = tmp_path_factory.mktemp("decoder") / "tiny"
-    tokenizer = make_tokenizer()
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=96,
-        bos_token_id=None,
-        eos_token_id=3,
-        pad_token_id=0,
-    )
-    model = transformers.LlamaForCausalLM(config)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.normal_(std=0.3)
-    transformers.utils.logging.disable_progress_bar()
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return save_decoder(tmp_path_factory.mktemp("decoder") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ def method_facts(report: Report) -> Html:
     groups = (
         ("Machine", _machine_facts(part(report, "machine"))),
         ("Measurement", _measurement_facts(part(report, "measurement"), part(report, "evaluation"))),
+        ("Calibration", _calibration_facts(part(report, "calibration"))),
         ("Model", _model_facts(report)),
         ("Versions", [(name, version) for name, version in part(report, "versions").items()]),
     )
@@ -77,10 +78,17 @@ def _measurement_facts(measured: Mapping[str, Any], evaluation: Mapping[str, Any
         ("Texts", measured.get("texts")),
         ("Tokens a text", lengths),
         ("Provider", measured.get("provider")),
-        ("Evaluation files", ", ".join(str(name) for name in evaluation.get("files") or [])),
+        ("Evaluation files", _joined(evaluation.get("files"))),
         ("Metric", evaluation.get("label")),
         ("Evaluation samples", None if samples is None else f"{samples:,.0f}"),
         ("Evaluation hash", _hash(evaluation.get("sha256"))),
+    ]
+
+
+def _calibration_facts(calibration: Mapping[str, Any]) -> list[tuple[str, object]]:
+    return [
+        ("Calibration files", _joined(calibration.get("files"))),
+        ("Calibration hash", _hash(calibration.get("sha256"))),
     ]
 
 
@@ -98,6 +106,10 @@ def _model_facts(report: Report) -> list[tuple[str, object]]:
         ("Objective", report.get("objective")),
         ("Accuracy drop allowed", None if allowed is None else f"{allowed:g} point{'s' * (allowed != 1)}"),
     ]
+
+
+def _joined(names: Sequence[object] | None) -> str:
+    return ", ".join(map(str, names or []))
 
 
 def _hash(value: object) -> Html | None:

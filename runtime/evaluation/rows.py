@@ -44,8 +44,12 @@ class Layout:
     order: str
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, purpose: str = "evaluation") -> str:
     """The content of a file in UTF-8, without a byte order mark, every line end a line feed.
+
+    Args:
+        path: the file.
+        purpose: what it is for, to call it so in an error.
 
     Raises:
         InvalidInputError: it cannot be read or is not UTF-8.
@@ -56,7 +60,7 @@ def read_text(path: Path) -> str:
         line = error.object[: error.start].count(b"\n") + 1
         raise InvalidInputError(f"{path}, line {line}: not UTF-8 text") from error
     except OSError as error:
-        raise InvalidInputError(f"the evaluation file {path} cannot be read: {error.strerror}") from error
+        raise InvalidInputError(f"the {purpose} file {path} cannot be read: {error.strerror}") from error
 
 
 def read_rows(path: Path, layout: Layout) -> Iterator[Row]:

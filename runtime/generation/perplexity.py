@@ -66,11 +66,12 @@ def perplexity_of(
     window = min(context, WINDOW)
     parts: list[Window] = []
     for text in texts:
-        parts += windows(_encode(tokenizer, text), window, max(1, window - 1))
+        parts += windows(encode_whole(tokenizer, text), window, max(1, window - 1))
     return perplexity(parts, log_probabilities)
 
 
-def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+def encode_whole(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    """All token ids of a text, special tokens not added, whatever the tokenizer says about its length."""
     limits = tokenizer.truncation
     tokenizer.no_truncation()
     try:

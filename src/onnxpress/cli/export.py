@@ -41,6 +41,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="labelled examples of the task to measure accuracy on (docs/evaluation.md); may be repeated",
     )
     parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        action="append",
+        help="texts to round a decoder's 4-bit weights on, some 30,000 tokens: plain text, or JSONL, CSV or TSV with "
+        "`text`; may be repeated (default: each weight is rounded by itself)",
+    )
+    parser.add_argument(
+        "--block-size",
+        type=int,
+        metavar="N",
+        help="weights of a decoder that share a scale in int8 and int4: 16, 32, 64 or 128 (default: 64 and 32)",
+    )
+    parser.add_argument(
+        "--symmetric",
+        action=argparse.BooleanOptionalAction,
+        help="blocks of weights without, or with, zero points (default: without in int8, with in int4)",
+    )
+    parser.add_argument(
+        "--accuracy-level",
+        type=int,
+        metavar="N",
+        help="4: products with such weights may round activations to 8 bits; 1: they compute in float32 (default: 4)",
+    )
+    parser.add_argument(
+        "--head-bits",
+        type=int,
+        metavar="N",
+        help="bits of the language model head and the token embedding, 4 or 8 (default: as the variant)",
+    )
+    parser.add_argument(
         "--objective",
         default="throughput",
         help="what the default variant is chosen by: throughput, latency or size (default: throughput)",
@@ -63,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fp16-rms", type=float, metavar="X", help="bound of the FP16 gate for logits (default: 0.03)")
     parser.add_argument("--int8-rms", type=float, metavar="X", help="bound of the INT8 gate for logits (default: 0.2)")
+    parser.add_argument("--int4-rms", type=float, metavar="X", help="bound of the INT4 gate for logits (default: 0.5)")
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",
@@ -135,7 +166,7 @@ def _config(arguments: argparse.Namespace) -> ExportConfig:
 
     bounds = {
         name: getattr(arguments, name)
-        for name in ("fp32_max_abs", "fp16_cosine", "int8_cosine", "fp16_rms", "int8_rms")
+        for name in ("fp32_max_abs", "fp16_cosine", "int8_cosine", "fp16_rms", "int8_rms", "int4_rms")
         if getattr(arguments, name) is not None
     }
     variants = arguments.variants
@@ -144,6 +175,11 @@ def _config(arguments: argparse.Namespace) -> ExportConfig:
         variants=None if variants is None else tuple(name.strip() for name in variants.split(",") if name.strip()),
         target=arguments.target,
         evaluation=tuple(map(Path, arguments.eval)) if arguments.eval else None,
+        calibration=tuple(map(Path, arguments.calibration)) if arguments.calibration else None,
+        block_size=arguments.block_size,
+        symmetric=arguments.symmetric,
+        accuracy_level=arguments.accuracy_level,
+        head_bits=arguments.head_bits,
         objective=arguments.objective,
         max_accuracy_drop=arguments.max_accuracy_drop,
         trust_remote_code=arguments.trust_remote_code,
