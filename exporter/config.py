@@ -13,18 +13,19 @@ from onnxpress.runtime.errors import InvalidInputError
 Target = Literal["cpu", "cuda", "tensorrt"]
 Objective = Literal["throughput", "latency", "size"]
 Measure = Literal["quick", "full", "none"]
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
-# Dynamic int8 needs DynamicQuantizeLinear, for which onnxruntime has a CPU kernel only.
+# Dynamic int8 needs DynamicQuantizeLinear, for which onnxruntime has a CPU kernel only; for bfloat16 it has hardly any
+# there.
 PRECISIONS_OF_TARGET: dict[str, tuple[str, ...]] = {
-    "cpu": PRECISIONS,
-    "cuda": ("fp32", "fp16"),
+    "cpu": ("fp32", "fp16", "int8", "int4"),
+    "cuda": ("fp32", "fp16", "bf16"),
     "tensorrt": ("fp32", "fp16"),
 }
 
 
 # 8 and 4 bits of a decoder are those of its weights alone.
-_PRECISIONS_OF_DECODERS = ("fp32", "int8", "int4")
+_PRECISIONS_OF_DECODERS = ("fp32", "fp16", "bf16", "int8", "int4")
 _PRECISIONS_OF_ENCODERS = ("fp32", "fp16", "int8")
 
 _WEIGHT_ONLY = ("block_size", "symmetric", "accuracy_level", "head_bits")
@@ -42,6 +43,7 @@ class Thresholds:
     fp16_rms: float = 0.03
     """Logits: largest root mean square error, in units of max(1, root mean square of the logits). The defaults are what
     the cosines above come to: vectors at an angle a differ by 2 sin(a / 2) of their length."""
+    bf16_rms: float = 0.2
     int8_rms: float = 0.2
     int4_rms: float = 0.5
     """Wide, because a model with random weights is the hardest there is; trained ones are judged by perplexity."""
@@ -58,7 +60,8 @@ class Thresholds:
             return "max_abs", self.fp32_max_abs
         if task == "feature-extraction":
             return "cosine", self.fp16_cosine if precision == "fp16" else self.int8_cosine
-        return "rms", {"fp16": self.fp16_rms, "int8": self.int8_rms, "int4": self.int4_rms}[precision]
+        bound: float = getattr(self, f"{precision}_rms")
+        return "rms", bound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,7 @@ class ExportConfig:
     task: str | None = None
     """What the model is for, such as feature-extraction; inferred from the model when None."""
     variants: tuple[str, ...] | None = None
-    """Precisions to make; None: every one the target runs (fp32, fp16 and, on CPU, int8)."""
+    """Precisions to make; None: every one that the target runs and the task has (`PRECISIONS_OF_TARGET`)."""
     target: Target = "cpu"
     """Where the bundle will run."""
     evaluation: tuple[Path, ...] | None = None
@@ -109,7 +112,10 @@ class ExportConfig:
             _one_of("variant", name, PRECISIONS)
             if name not in PRECISIONS_OF_TARGET[self.target]:
                 able = ", ".join(PRECISIONS_OF_TARGET[self.target])
-                raise InvalidInputError(f"variant {name!r} does not run on target {self.target!r}; it takes: {able}")
+                others = ", ".join(target for target, names in PRECISIONS_OF_TARGET.items() if name in names)
+                raise InvalidInputError(
+                    f"variant {name!r} does not run on target {self.target!r}, which takes: {able}; it is for: {others}"
+                )
         if self.variants is not None and not self.variants:
             raise InvalidInputError("variants is empty; give at least one of " + ", ".join(PRECISIONS))
         self.weight_only(4)

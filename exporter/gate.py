@@ -161,7 +161,7 @@ def _runner(state: State, variant: VariantState, graph: Graph) -> tuple[Run, Seq
         check_structure(graph.path)
         assert state.traced is not None
         session = make_session(state.traced, SessionSettings(), threads=state.threads)
-        notes = ("The CPU has no kernel for one of its operators: its unfused form was compared in its place.",)
+        notes = ("The CPU has no kernel for one of its operators: the traced graph was compared in its place.",)
     assert state.facts is not None
     return *run_of(session, state.facts.settings, state.facts.outputs), notes
 

@@ -19,10 +19,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-import onnxruntime
-from onnx import helper
 
+from onnxpress.quantize.probing import open_probe
 from onnxpress.quantize.rounding import ByteArray, FloatArray, Rounded, best_scales, nearest_codes
 from onnxpress.runtime.errors import InvalidInputError
 
@@ -51,7 +49,7 @@ def hessians(source: Path, channels: Mapping[str, int], feeds: Sequence[Feeds]) 
     """
     if not feeds:
         raise InvalidInputError("calibration was asked for without a text to calibrate on; give at least one")
-    session = _probe(source, list(channels))
+    session = open_probe(source, channels)
     for names in _fitting(channels):
         sums = {name: np.zeros((channels[name], channels[name]), np.float32) for name in names}
         tokens = dict.fromkeys(names, 0)
@@ -84,19 +82,6 @@ def _fitting(channels: Mapping[str, int]) -> Iterator[list[str]]:
         size += 4 * width**2
     if names:
         yield names
-
-
-def _probe(source: Path, activations: Sequence[str]) -> onnxruntime.InferenceSession:
-    """A session of the graph that can be asked for `activations`."""
-    model = onnx.load(str(source), load_external_data=False)
-    present = {output.name for output in model.graph.output}
-    for name in activations:
-        if name not in present:
-            model.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(source.parent))
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def round_with_compensation(

@@ -99,7 +99,6 @@ class GenerationSettings:
     """Key/value heads of each layer."""
     head_dims: tuple[int, ...]
     """Size of a head in each layer."""
-    cache_dtype: Literal["float32", "float16"]
     context: int
     """Tokens at most, prompt and answer together."""
     vocabulary: int

@@ -147,7 +147,7 @@ def test_other_texts_and_options_are_not_answered_from_the_cache(model: Path, te
 
 def test_a_text_that_is_too_short_is_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text(TEXTS[0])
-    with pytest.raises(InvalidInputError, match="calibration on 5 tokens, but a product has .* give more text"):
+    with pytest.raises(InvalidInputError, match=r"calibration on 5 tokens, but a product has .* give more text"):
         press(model, tmp_path / "b", variants=("int4",), calibration=(tmp_path / "short.txt",))
     assert not (tmp_path / "b").exists()
 

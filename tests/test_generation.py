@@ -37,7 +37,7 @@ def bundle(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_bundle_is_for_generation(bundle: Path) -> None:
     manifest = json.loads((bundle / "onnxpress.json").read_text())
     assert manifest["task"] == "text-generation"
-    assert [variant["name"] for variant in manifest["variants"]] == ["fp32", "int8", "int4"], reasons(bundle)
+    assert [variant["name"] for variant in manifest["variants"]] == ["fp32", "fp16", "int8", "int4"], reasons(bundle)
     assert manifest["generation"]["context"] == 96
     assert manifest["generation"]["kv_heads"] == [2, 2]
     assert manifest["generation"]["eos_ids"] == [3]
@@ -94,9 +94,3 @@ def test_a_model_without_a_chat_template_says_so(bundle: Path, capsys: pytest.Ca
 def test_the_gate_runs_again_without_pytorch(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(bundle)]) == 0
     assert "fp32: passed" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", ["fp16"])
-def test_a_precision_that_decoders_do_not_have_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(onnxpress.OnnxpressError, match="is not made for text-generation; it takes: fp32, int8, int4"):
-        onnxpress.export(folder, tmp_path / "b", onnxpress.ExportConfig(measure="none", variants=(name,)))

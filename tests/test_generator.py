@@ -42,7 +42,6 @@ SETTINGS = GenerationSettings(
     layers=TINY.layers,
     kv_heads=TINY.layout.kv_heads,
     head_dims=TINY.layout.head_dims,
-    cache_dtype="float32",
     context=TINY.context,
     vocabulary=TINY.vocabulary,
     eos_ids=(1,),

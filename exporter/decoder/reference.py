@@ -162,7 +162,6 @@ def load_decoder(source: Source, config: ExportConfig) -> LoadedDecoder:
                 layers=facts.layers,
                 kv_heads=facts.kv_heads,
                 head_dims=facts.head_dims,
-                cache_dtype="float32",
                 context=facts.context,
                 vocabulary=facts.vocabulary,
                 eos_ids=tuple(map(int, ids)),

@@ -10,7 +10,7 @@ and texts. One thread uses it at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from onnxpress.runtime.generation.cache import CacheLayout, KeyValueCache
 
 if TYPE_CHECKING:
     import onnxruntime
+
+    from onnxpress.runtime.manifest import GenerationSettings
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -173,6 +175,19 @@ class _Binding:
 
     def _bind_output(self, name: str, array: npt.NDArray[Any]) -> None:
         self.io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def layout_of(session: onnxruntime.InferenceSession, settings: GenerationSettings) -> CacheLayout:
+    """What a graph keeps of each token: sizes from the manifest, the type, in which variants differ, from the graph.
+
+    Raises:
+        InvalidBundleError: the type is one that numpy does not have.
+    """
+    found = {node.type for node in session.get_inputs() if node.name.startswith("past.")}
+    types: dict[str, Literal["float32", "float16"]] = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+    for name in found - types.keys():
+        raise InvalidBundleError(f"the graph's cache is {name}, which generation does not keep; use another variant")
+    return CacheLayout(settings.kv_heads, settings.head_dims, types[found.pop()] if found else "float32")
 
 
 def _check_layout(session: onnxruntime.InferenceSession, layout: CacheLayout) -> None:

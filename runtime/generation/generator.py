@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, Unpack, overload
 
 from onnxpress.runtime.errors import InvalidInputError, ProviderError
-from onnxpress.runtime.generation.cache import CacheLayout, KeyValueCache
+from onnxpress.runtime.generation.cache import KeyValueCache
 from onnxpress.runtime.generation.chat import render_chat
 from onnxpress.runtime.generation.checks import number
 from onnxpress.runtime.generation.constraints import Grammar, Grammars
-from onnxpress.runtime.generation.decoder import Decoder
+from onnxpress.runtime.generation.decoder import Decoder, layout_of
 from onnxpress.runtime.generation.engine import Engine
 from onnxpress.runtime.generation.perplexity import log_probabilities_of, perplexity_of
 from onnxpress.runtime.generation.prompts import Prompt, Prompts, is_one
@@ -132,9 +132,7 @@ class Generator:
         settings = bundle.manifest.settings
         assert settings.generation is not None
         session = make_session(bundle.model_path(variant), variant.session, threads=threads, providers=providers)
-        layout = CacheLayout(
-            settings.generation.kv_heads, settings.generation.head_dims, settings.generation.cache_dtype
-        )
+        layout = layout_of(session, settings.generation)
         cache = KeyValueCache(layout, settings.generation.context, cache_bytes, most_rows)
         tokenizer = Tokenizer(bundle.path_of(settings.tokenizer.file), settings.tokenizer)
         served = Served(bundle, variant, tuple(providers), threads)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from onnxpress.runtime.generation.cache import CacheLayout, KeyValueCache
-from onnxpress.runtime.generation.decoder import Decoder, FloatArray
+from onnxpress.runtime.generation.cache import KeyValueCache
+from onnxpress.runtime.generation.decoder import Decoder, FloatArray, layout_of
 from onnxpress.runtime.manifest import GenerationSettings, Tensor
 from onnxpress.runtime.verification import Run
 
@@ -29,7 +29,7 @@ class Replay:
         self, session: onnxruntime.InferenceSession, settings: GenerationSettings, most_rows: int = 16
     ) -> None:
         self.most_rows = most_rows
-        layout = CacheLayout(settings.kv_heads, settings.head_dims, settings.cache_dtype)
+        layout = layout_of(session, settings)
         self._decoder = Decoder(session, KeyValueCache(layout, settings.context, most_rows=most_rows))
 
     def steps(

@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
         metavar="LIST",
-        help="precisions to make, such as fp32,fp16,int8 or, of decoders, int4 (default: all the target runs)",
+        help="precisions to make, such as fp32,fp16,int8 or, of decoders, int4 and, for CUDA, bf16 (default: all the "
+        "target runs)",
     )
     parser.add_argument("--target", default="cpu", help="where it will run: cpu, cuda or tensorrt (default: cpu)")
     parser.add_argument(
@@ -92,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--int8-cosine", type=float, metavar="X", help="bound of the INT8 gate for embeddings (default: 0.98)"
     )
     parser.add_argument("--fp16-rms", type=float, metavar="X", help="bound of the FP16 gate for logits (default: 0.03)")
+    parser.add_argument("--bf16-rms", type=float, metavar="X", help="bound of the BF16 gate for logits (default: 0.2)")
     parser.add_argument("--int8-rms", type=float, metavar="X", help="bound of the INT8 gate for logits (default: 0.2)")
     parser.add_argument("--int4-rms", type=float, metavar="X", help="bound of the INT4 gate for logits (default: 0.5)")
     parser.add_argument(
@@ -166,7 +168,7 @@ def _config(arguments: argparse.Namespace) -> ExportConfig:
 
     bounds = {
         name: getattr(arguments, name)
-        for name in ("fp32_max_abs", "fp16_cosine", "int8_cosine", "fp16_rms", "int8_rms", "int4_rms")
+        for name in ("fp32_max_abs", "fp16_cosine", "int8_cosine", "fp16_rms", "bf16_rms", "int8_rms", "int4_rms")
         if getattr(arguments, name) is not None
     }
     variants = arguments.variants
