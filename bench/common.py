@@ -143,23 +143,9 @@ def show_record(facts: Mapping[str, Any]) -> None:
 # --- inputs ---
 
 
-def read_text(path: Path) -> str:
-    """The content of a file in UTF-8, without a byte order mark.
-
-    Raises:
-        BadInputError: it cannot be read, or is something else.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise BadInputError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BadInputError(f"{path} is not UTF-8 text (byte {error.start})") from error
-
-
 def read_lines(paths: Sequence[Path]) -> list[str]:
     """The lines of text files that are not empty."""
-    lines = [line.strip() for path in paths for line in read_text(path).splitlines()]
+    lines = [line.strip() for path in paths for line in _text_of(path).splitlines()]
     return [line for line in lines if line]
 
 
@@ -184,7 +170,7 @@ def _scored_rows(path: Path, skip: int, columns: tuple[int, int, int]) -> list[t
     score, first, second = columns
     rows = []
     # Not str.splitlines: a sentence may hold U+2028 and the like.
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(_text_of(path).split("\n"), 1):
         if number <= skip or not line.strip():
             continue
         cells = line.rstrip("\r").split("\t")
@@ -209,6 +195,15 @@ def sts_sentences(folder: Path, count: int) -> list[str]:
     if len(sentences) < count:
         raise BadInputError(f"{folder} has {len(sentences)} sentences, {count} are needed")
     return sentences[:count]
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{path} is not UTF-8 text (byte {error.start})") from error
 
 
 def existing_folder(text: str) -> Path:

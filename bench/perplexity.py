@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     facts = common.record()
     common.show_record(facts)
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
-    text, calibration = _split(common.read_text(options.eval), options.calibration)
+    text, calibration = _split(_read(options.eval), options.calibration)
     text = _first_tokens(tokenizer, text, options.tokens)
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(tokens) < 2:
@@ -125,10 +125,20 @@ def perplexity_in_pytorch(folder: Path, tokens: Sequence[int]) -> float:
     return math.exp(-total / count)
 
 
+def _read(path: Path) -> str:
+    from onnxpress.runtime.errors import InvalidInputError
+    from onnxpress.runtime.evaluation.rows import read_text
+
+    try:
+        return read_text(path, "text")
+    except InvalidInputError as error:
+        raise common.BadInputError(str(error)) from error
+
+
 def _split(text: str, calibration: Path | None) -> tuple[str, str]:
     """The text to predict and the text to calibrate on."""
     if calibration is not None:
-        return text, common.read_text(calibration)
+        return text, _read(calibration)
     start = len(text) * 3 // 4
     return text[:start], text[start:]
 

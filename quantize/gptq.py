@@ -9,6 +9,11 @@ inputs after k so that the error of Y grows least, which the upper Cholesky fact
 (Frantar et al., 2022, arXiv:2210.17323). Scales are chosen when a block is reached, from what its weights have become.
 Unlike onnxruntime's GPTQ, which rounds the result a second time with scales found anew, codes and scales are kept.
 Products are calibrated on what the float32 graph gives them, not on what rounded products before them do.
+
+Tried and left out, with the divergence that weight_only.py measures (1.70 for this, 3.53 for the nearest steps): what
+rounded products before give as inputs, layer by layer, 1.70; the inputs that matter most first 1.73; scales that weigh
+inputs by the diagonal of H 1.71; scales fitted to H once codes are chosen 1.63, for as much work again. Most of what is
+left is lost in token embeddings, whose rows are looked up as they are: with them in 8 bits 0.3 is left.
 """
 
 from __future__ import annotations

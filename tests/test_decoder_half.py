@@ -24,8 +24,12 @@ from onnxpress.quantize.fp16 import Fp16Config, convert_fp16
 from onnxpress.quantize.graphs import load_graph, save_graph
 from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError, VerificationError
 from onnxpress.runtime.generation.generator import Generator
+from onnxpress.runtime.generation.replay import Replay
+from onnxpress.runtime.manifest import GenerationSettings, SessionSettings
 from onnxpress.runtime.providers import unusable_because
+from onnxpress.runtime.session import make_session
 from tests.decoder_graph import TinyDecoder
+from tests.decoder_models import in_pytorch, make_decoder, trace
 from tests.graphs import add_weight, node
 from tests.models import save_decoder
 
@@ -119,6 +123,33 @@ def test_a_graph_that_computes_something_else_does_not_pass(
         onnxpress.export(folder, tmp_path / "b", config)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "bloom", "mixtral"])  # a split, ALiBi, experts
+def test_other_families_agree_with_pytorch_and_are_valid_in_bfloat16(tmp_path: Path, family: str) -> None:
+    model = make_decoder(family)
+    source, facts = trace(model, tmp_path)
+    rows, following = [[5, 9, 31, 7, 60, 11], [8]], [[3, 4, 5], [90, 1, 2]]
+    convert_fp16(source, tmp_path / "half.onnx", PrefillFeeds(source, rows), DECODER)
+    settings = GenerationSettings(
+        layers=facts.layers,
+        kv_heads=facts.kv_heads,
+        head_dims=facts.head_dims,
+        context=facts.context,
+        vocabulary=facts.vocabulary,
+        eos_ids=(),
+        bos_id=None,
+        defaults={},
+        chat_template=None,
+    )
+    replay = Replay(make_session(tmp_path / "half.onnx", SessionSettings(), threads=1), settings)
+    found = np.stack([logits.copy() for logits in replay.steps(rows, following)], axis=1)
+    expected = np.stack([in_pytorch(model, a + b)[len(a) - 1 :] for a, b in zip(rows, following, strict=True)])
+    assert np.sqrt(np.square(found - expected).mean()) < 0.03 * np.sqrt(np.square(expected).mean())
+    convert_fp16(source, tmp_path / "wide.onnx", [], dataclasses.replace(DECODER, dtype="bfloat16"))
+    # The CPU has no kernels; of types that an operator cannot have it would complain before.
+    with pytest.raises(InvalidBundleError, match="Could not find an implementation"):
+        make_session(tmp_path / "wide.onnx", SessionSettings(), threads=1)
+
+
 # What float16 cannot hold
 
 
@@ -134,9 +165,6 @@ def tiny(folder: Path, **scales: float) -> Path:
 
 
 def last_logits(path: Path, row: list[int]) -> Any:
-    from onnxpress.runtime.manifest import SessionSettings
-    from onnxpress.runtime.session import make_session
-
     session = make_session(path, SessionSettings(), threads=1)
     return session.run(["logits"], PrefillFeeds(path, [row])[0])[0].ravel()
 
@@ -186,9 +214,6 @@ def test_angles_of_far_positions_are_computed_in_float32(tmp_path: Path, kept: b
 
 
 def run(path: Path, feeds: dict[str, Any]) -> Any:
-    from onnxpress.runtime.manifest import SessionSettings
-    from onnxpress.runtime.session import make_session
-
     return make_session(path, SessionSettings(), threads=1).run(None, feeds)[0]
 
 

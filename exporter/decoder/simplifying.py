@@ -161,6 +161,45 @@ def _along_last_axis(node: onnx_ir.Node) -> bool:
     return False
 
 
+def _split_at_once(graph: onnx_ir.Model) -> None:
+    """Split tensors into tensors, not into a sequence that is then looked into, which cannot hold bfloat16."""
+    for node in list(graph.graph):
+        if node.op_type != "SplitToSequence":
+            continue
+        readers = [use.node for use in node.outputs[0].uses()]
+        places = [onnx_ir.convenience.get_const_tensor(reader.inputs[-1]) for reader in readers]
+        lengths = _lengths(node)
+        if lengths is None or None in places or any(reader.op_type != "SequenceAt" for reader in readers):
+            continue
+        wanted = _constant(graph, np.array(lengths, np.int64))
+        made = onnx_ir.node("Split", [node.inputs[0], wanted], {"axis": _axis(node)}, num_outputs=len(lengths))
+        graph.graph.insert_before(node, made)
+        for reader, place in zip(readers, places, strict=True):
+            result = made.outputs[int(place.numpy())]
+            result.type, result.shape = reader.outputs[0].type, reader.outputs[0].shape
+            onnx_ir.convenience.replace_all_uses_with(reader.outputs[0], result)
+            graph.graph.remove(reader, safe=True)
+        graph.graph.remove(node, safe=True)
+
+
+def _lengths(node: onnx_ir.Node) -> list[int] | None:
+    """Of the parts that a SplitToSequence makes; None where no constant says it."""
+    given = onnx_ir.convenience.get_const_tensor(node.inputs[1]) if len(node.inputs) > 1 else None
+    if given is None:
+        return None
+    if given.numpy().ndim:
+        lengths: list[int] = given.numpy().tolist()
+        return lengths
+    shape = node.inputs[0].shape
+    size = None if shape is None else shape[_axis(node)]
+    each = int(given.numpy())
+    return [min(each, size - start) for start in range(0, size, each)] if isinstance(size, int) else None
+
+
+def _axis(node: onnx_ir.Node) -> int:
+    return int(node.attributes["axis"].as_int()) if "axis" in node.attributes else 0
+
+
 def _compute_constants(graph: onnx_ir.Model) -> None:
     """Compute small values that depend on constants and weights alone; how weights lie in memory is for later."""
     for node in list(graph.graph):
@@ -224,6 +263,7 @@ _STEPS: tuple[Callable[[onnx_ir.Model], Any], ...] = (
     common.CommonSubexpressionEliminationPass(),
     _reshape_to_constants,
     common.RemoveUnusedNodesPass(),
+    _split_at_once,
     _compute_constants,
     _transpose_later,
     _cancel,
