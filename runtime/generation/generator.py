@@ -250,7 +250,7 @@ class Generator:
 
     def perplexity(self, texts: Sequence[str]) -> float:
         """Of all texts together, as perplexity.py defines it; less is better. With a cache of its own."""
-        replay = Replay(self.engine.decoder.session, self._generation, most_rows=32)
+        replay = Replay(self.engine.decoder.session, self._generation, most_rows=1)
         return perplexity_of(texts, self._prompts.tokenizer, self._generation.context, log_probabilities_of(replay))
 
     def close(self) -> None:
