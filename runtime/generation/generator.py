@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, Unpack, overload
 from onnxpress.runtime.errors import InvalidInputError, ProviderError
 from onnxpress.runtime.generation.cache import CacheLayout, KeyValueCache
 from onnxpress.runtime.generation.chat import render_chat
-from onnxpress.runtime.generation.checks import number
+from onnxpress.runtime.generation.checks import number, whole
 from onnxpress.runtime.generation.constraints import Grammar, Grammars
 from onnxpress.runtime.generation.decoder import Decoder
 from onnxpress.runtime.generation.engine import Engine
+from onnxpress.runtime.generation.lookup import MOST_DRAFTED, PromptLookup
 from onnxpress.runtime.generation.perplexity import log_probabilities_of, perplexity_of
 from onnxpress.runtime.generation.prompts import Prompt, Prompts, is_one
 from onnxpress.runtime.generation.replay import Replay
@@ -63,6 +64,8 @@ class Options(TypedDict, total=False):
     """What the answer must be (constraints.py)."""
     timeout_seconds: float | None
     """An answer that is not complete by then ends with the reason `timeout`."""
+    prompt_lookup: int | None
+    """Tokens to draft at most (lookup.py), where an answer that is not drawn runs alone; the answer stays the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,6 +335,8 @@ class Generator:
         timeout = options.get("timeout_seconds")
         if timeout is not None:
             timeout = number("timeout_seconds", timeout, 0, float("inf"), "a number of seconds, or None for no limit")
+        drafted = options.get("prompt_lookup")
+        drafted = 0 if drafted is None else whole("prompt_lookup", drafted, 0, MOST_DRAFTED)
         grammar = options.get("grammar")
         guide = None if grammar is None else self._grammars.start(grammar)
 
@@ -346,6 +351,7 @@ class Generator:
                 AnswerText(tracker, self._detokenizer.stream(after=prompt), guide),
                 deadline=None if timeout is None else time.monotonic() + timeout,
                 with_logprobs=sampling.logprobs is not None,
+                lookup=PromptLookup(drafted) if drafted and sampling.greedy else None,
                 on_delta=on_delta,
                 on_done=on_done,
             )
@@ -359,4 +365,4 @@ class Generator:
                     yield delta.text
 
 
-_BEYOND_SAMPLING = ("grammar", "timeout_seconds")
+_BEYOND_SAMPLING = ("grammar", "timeout_seconds", "prompt_lookup")
