@@ -16,7 +16,8 @@ from onnxpress.runtime.bundle import Bundle
 from onnxpress.runtime.errors import InvalidInputError, ProviderError
 from onnxpress.runtime.generation.cache import CacheMemoryError
 from onnxpress.runtime.generation.constraints import json_schema, regex
-from onnxpress.runtime.generation.generator import Generator, Options
+from onnxpress.runtime.generation.generator import Generator
+from onnxpress.runtime.generation.options import BEYOND_SAMPLING, Options
 from onnxpress.runtime.generation.sampling import Sampling
 from tests.tiny_generator import SETTINGS, TINY, byte_tokenizer, make_bundle
 
@@ -266,7 +267,8 @@ def test_other_providers_than_the_cpu_are_refused(bundle: Bundle) -> None:
 
 def test_the_options_are_those_of_sampling_and_some_more() -> None:
     names = {field.name for field in dataclasses.fields(Sampling)}
-    assert set(Options.__annotations__) == names | {"grammar", "timeout_seconds", "prompt_lookup"}
+    assert not names & set(BEYOND_SAMPLING)
+    assert set(Options.__annotations__) == names | set(BEYOND_SAMPLING)
 
 
 def test_a_generator_says_what_it_was_loaded_from(generator: Generator, bundle: Bundle) -> None:
