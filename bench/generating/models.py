@@ -7,7 +7,6 @@ quantization; both run in the interpreter that has them.
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
