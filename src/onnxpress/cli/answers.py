@@ -144,7 +144,7 @@ def _fill(model: Any, arguments: argparse.Namespace) -> Answering:
 
 def writing_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was said about how to write; the rest is the model's own."""
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "prompt_lookup")
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
 
