@@ -27,13 +27,15 @@ class BadInputError(Exception):
 # --- processes ---
 
 
-def run_json(module: str, options: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+def run_json(
+    module: str, options: Mapping[str, Any], environment: Mapping[str, str], python: str = sys.executable
+) -> dict[str, Any]:
     """Run `python -m MODULE JSON` from the repository root and return the object on the last line it prints.
 
     Raises:
         BadInputError: the process failed; the text has its last line.
     """
-    command = [sys.executable, "-m", module, json.dumps(options)]
+    command = [python, "-m", module, json.dumps(options)]
     done = subprocess.run(command, cwd=ROOT, env=dict(environment), capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:

@@ -19,19 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import common
+from bench.generating.models import SHAPE
 
 MOST_SECONDS = 30.0
 MOST_MEMORY = 2.2
-SHAPE = {
-    "hidden_size": 576,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "intermediate_size": 1536,
-    "vocab_size": 49152,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

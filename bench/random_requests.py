@@ -132,6 +132,7 @@ class RandomRequests:
             "stop_token_ids": lambda: self._ids(rng, rng.randint(1, 5)),
             "ignore_eos": lambda: True,
             "logprobs": lambda: rng.choice([0, 1, 5]),
+            "prompt_lookup": lambda: rng.choice([0, 1, 4, 12]),
             "timeout_seconds": lambda: rng.choice([0.0, rng.uniform(0.0, 0.1), 60.0]),
         }
         options |= {name: value() for name, value in maybe.items() if rng.random() < 0.14}
@@ -191,6 +192,7 @@ _BAD_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("stop", ""), ("stop", 5), ("stop", ["a", 5]), ("stop", ["x"] * 1000), ("stop_token_ids", [-1]),
     ("stop_token_ids", ["a"]), ("timeout_seconds", -1), ("timeout_seconds", "soon"), ("grammar", "[a-z]+"),
     ("grammar", {"type": "object"}), ("no_such_option", 1),
+    ("prompt_lookup", -1), ("prompt_lookup", "all"), ("num_beams", 0), ("num_beams", "two"),
 )  # fmt: skip
 _BAD_GRAMMARS: tuple[tuple[str, Any], ...] = (
     ("grammar", regex("(")),

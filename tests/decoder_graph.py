@@ -120,15 +120,15 @@ class _Graph:
                 x,
                 self.add("MatMul", self.add("Mul", active, self.add("MatMul", normed, f"{layer}.up")), f"{layer}.down"),
             )
-        last = self.add("GatherND", x, self.add("Unsqueeze", "last_index", "axis"), batch_dims=1)
+        last = self.add("GatherND", x, self.add("Unsqueeze", "logit_index", "axis"), batch_dims=1)
         self.nodes.append(helper.make_node("MatMul", [self.norm(last), "head"], ["logits"]))
-        constants = {**shape.weights, "axis": np.array([1])}
+        constants = {**shape.weights, "axis": np.array([2])}
         return helper.make_graph(
             self.nodes,
             "decoder",
             self.inputs(),
             [
-                helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", shape.vocabulary]),
+                helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "positions", shape.vocabulary]),
                 *self.caches("present"),
             ],
             [numpy_helper.from_array(value, name) for name, value in constants.items()],
@@ -162,7 +162,7 @@ class _Graph:
         return [
             helper.make_tensor_value_info("input_ids", wide, ["batch", "sequence"]),
             helper.make_tensor_value_info("position_ids", wide, ["batch", "sequence"]),
-            helper.make_tensor_value_info("last_index", wide, ["batch"]),
+            helper.make_tensor_value_info("logit_index", wide, ["batch", "positions"]),
             helper.make_tensor_value_info("seqlens_k", narrow, ["batch"]),
             helper.make_tensor_value_info("total_sequence_length", narrow, [1]),
             *self.caches("past"),

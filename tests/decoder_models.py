@@ -143,8 +143,9 @@ class DecoderSession:
         row: int | None = None,
         shift: int = 0,
         lengths: Sequence[int] | None = None,
+        every: bool = False,
     ) -> Logits:
-        """Logits [rows, vocabulary] of the last token of each row.
+        """Logits [rows, vocabulary] of the last token of each row, or [rows, sequence, vocabulary] of all new ones.
 
         Args:
             tokens: new ones of each row.
@@ -152,6 +153,7 @@ class DecoderSession:
             row: the only row of the cache to use.
             shift: added to all positions: a mistake, unless it is 0.
             lengths: of the rows once these are in; others than the right ones are a mistake.
+            every: of all new tokens, not only the last.
         """
         counts = [len(new) for new in tokens]
         width = max(counts)
@@ -160,7 +162,7 @@ class DecoderSession:
         feeds = {
             "input_ids": ids,
             "position_ids": np.array(starts)[:, None] + np.arange(width)[None] + shift,
-            "last_index": np.array(counts) - 1,
+            "logit_index": np.tile(np.arange(width), (len(tokens), 1)) if every else np.array(counts)[:, None] - 1,
             "seqlens_k": (ends - 1).astype(np.int32),
             "total_sequence_length": np.array([ends.max()], np.int32),
         }
@@ -175,7 +177,7 @@ class DecoderSession:
         binding.bind_output("logits")
         self._session.run_with_iobinding(binding)
         logits: Logits = binding.get_outputs()[-1].numpy()
-        return logits
+        return logits if every else logits[:, 0]
 
 
 def in_pytorch(model: Any, tokens: Sequence[int]) -> Logits:

@@ -9,21 +9,26 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 import pytest
 
 from onnxpress.runtime.errors import ForkError, InvalidBundleError, InvalidInputError
+from onnxpress.runtime.generation import replay
 from onnxpress.runtime.generation.cache import CacheLayout, CacheMemoryError, KeyValueCache, shared_prefix
 from onnxpress.runtime.generation.decoder import Decoder
 from onnxpress.runtime.generation.engine import Engine, QueueFullError
+from onnxpress.runtime.generation.perplexity import Window, log_probabilities_of
+from onnxpress.runtime.generation.replay import Replay
 from onnxpress.runtime.generation.requests import Delta, Generation, Request
 from onnxpress.runtime.generation.scheduler import Scheduler
 from onnxpress.runtime.generation.streams import AsyncStream, Stream
-from onnxpress.runtime.manifest import SessionSettings
+from onnxpress.runtime.manifest import GenerationSettings, SessionSettings
 from onnxpress.runtime.session import make_session
 from tests.decoder_graph import TinyDecoder
 
@@ -219,6 +224,9 @@ def test_all_ways_to_run_a_prompt_give_the_reference_logits(new_decoder: Callabl
     for start in range(0, len(c), 4):
         logits = decoder.extend(2, c[start : start + 4])
     check(logits, c)
+    d = list(range(10, 19))
+    check(decoder.extend(3, d[:5], last=2), d[:4], d[:5])
+    check(decoder.extend(3, d[5:8], last=3), d[:6], d[:7], d[:8])
     check(decoder.step(0, [7, 8, 9]), [*a, 7], [*b, 8], [*c, 9])
     check(decoder.step(1, [5, 6]), [*b, 8, 5], [*c, 9, 6])
     decoder.cache.reserve(4, 200, keep=[2, 0, 1])
@@ -228,6 +236,45 @@ def test_all_ways_to_run_a_prompt_give_the_reference_logits(new_decoder: Callabl
 def test_a_cache_of_another_layout_than_the_graph_is_refused(session: onnxruntime.InferenceSession) -> None:
     with pytest.raises(InvalidBundleError, match=r"past\.1\.key.*\(2, 8, 'float32'\).*\(2, 16, 'float32'\)"):
         Decoder(session, KeyValueCache(CacheLayout((2, 2), (8, 16)), 64))
+
+
+def test_a_graph_that_does_not_take_positions_of_logits_is_refused(tmp_path: Path) -> None:
+    model = onnx.load(TINY.save(tmp_path / "model.onnx"))
+    for names in (value.input for value in model.graph.node):
+        names[:] = ["last_index" if name == "logit_index" else name for name in names]
+    next(value for value in model.graph.input if value.name == "logit_index").name = "last_index"
+    onnx.save(model, tmp_path / "older.onnx")
+    older = make_session(tmp_path / "older.onnx", SessionSettings(), threads=1)
+    with pytest.raises(InvalidBundleError, match=r"no input 'logit_index'.*export the bundle again"):
+        Decoder(older, KeyValueCache(TINY.layout, TINY.context))
+
+
+@pytest.mark.parametrize("positions", [1, 7, 1000])
+def test_a_text_is_predicted_from_any_token_on_in_pieces(
+    session: onnxruntime.InferenceSession, monkeypatch: pytest.MonkeyPatch, positions: int
+) -> None:
+    settings = GenerationSettings(
+        layers=TINY.layers,
+        kv_heads=TINY.layout.kv_heads,
+        head_dims=TINY.layout.head_dims,
+        cache_dtype="float32",
+        context=30,
+        vocabulary=TINY.vocabulary,
+        eos_ids=(),
+        bos_id=None,
+        defaults={},
+        chat_template=None,
+    )
+    monkeypatch.setattr(replay, "LOGITS_BYTES", 4 * TINY.vocabulary * positions)
+    text = np.random.default_rng(1).integers(4, 100, 30).tolist()
+    windows = [Window(tuple(text), 1), Window(tuple(text[:2]), 1), Window(tuple(text[3:]), 11)]
+    found = log_probabilities_of(Replay(session, settings))(windows)
+    for window, values in zip(windows, found, strict=True):
+        expected = []
+        for place in range(window.first, len(window.tokens)):
+            logits = TINY.logits(list(window.tokens[:place])).astype(np.float64)
+            expected.append(logits[window.tokens[place]] - np.log(np.exp(logits).sum()))
+        np.testing.assert_allclose(values, expected, atol=1e-4)
 
 
 # The scheduler

@@ -108,6 +108,8 @@ def test_the_command_continues_a_prompt_and_lines(
     options = ["--variant", "fp32", "--temperature", "0", "--max-new-tokens", "6"]
     assert main(["run", str(bundle), "--prompt", PROMPTS[0], *options]) == 0
     streamed = capsys.readouterr().out
+    assert main(["run", str(bundle), "--prompt", PROMPTS[0], "--prompt-lookup", "4", *options]) == 0
+    assert capsys.readouterr().out == streamed
     (tmp_path / "lines.txt").write_text("\n".join(PROMPTS))
     assert main(["run", str(bundle), "--input", str(tmp_path / "lines.txt"), *options]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

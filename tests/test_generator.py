@@ -11,87 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors
 
 from onnxpress.runtime.bundle import Bundle
 from onnxpress.runtime.errors import InvalidInputError, ProviderError
 from onnxpress.runtime.generation.cache import CacheMemoryError
 from onnxpress.runtime.generation.constraints import json_schema, regex
-from onnxpress.runtime.generation.generator import Generator, Options
+from onnxpress.runtime.generation.generator import Generator
+from onnxpress.runtime.generation.options import BEYOND_SAMPLING, Options
 from onnxpress.runtime.generation.sampling import Sampling
-from onnxpress.runtime.manifest import (
-    SCHEMA_VERSION,
-    GenerationSettings,
-    Manifest,
-    SessionSettings,
-    Source,
-    TokenizerSettings,
-    Variant,
-)
-from tests.decoder_graph import TinyDecoder
-
-SPECIAL = ["<s>", "</s>", "<pad>", "<user>", "<assistant>"]
-TINY = TinyDecoder(vocabulary=256 + len(SPECIAL), seed=4)
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
-    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-SETTINGS = GenerationSettings(
-    layers=TINY.layers,
-    kv_heads=TINY.layout.kv_heads,
-    head_dims=TINY.layout.head_dims,
-    cache_dtype="float32",
-    context=TINY.context,
-    vocabulary=TINY.vocabulary,
-    eos_ids=(1,),
-    bos_id=0,
-    defaults={"max_new_tokens": 12, "temperature": 0.7},
-    chat_template=TEMPLATE,
-)
-
-
-def byte_tokenizer() -> tokenizers.Tokenizer:
-    """A token for each byte, after the special ones; begins with <s>."""
-    vocabulary = {token: place for place, token in enumerate(SPECIAL)}
-    for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):
-        vocabulary[byte] = len(vocabulary)
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.add_special_tokens(SPECIAL)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $0", special_tokens=[("<s>", 0)])
-    return tokenizer
+from tests.tiny_generator import SETTINGS, TINY, byte_tokenizer, make_bundle
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("bundle")
-    TINY.save(folder / "model.onnx")
-    byte_tokenizer().save(str(folder / "tokenizer.json"))
-    variant = Variant("fp32", "fp32", "cpu", "passed", "model.onnx", ("model.onnx",), 1, SessionSettings(), "rms", 1e-4)
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        created="2026-11-24T00:00:00Z",
-        source=Source("tiny", "/tiny", None, ""),
-        task="text-generation",
-        architecture="LlamaForCausalLM",
-        tokenizer=TokenizerSettings("tokenizer.json", TINY.context, 2),
-        embedding=None,
-        labels=None,
-        mask=None,
-        generation=SETTINGS,
-        inputs=(),
-        outputs=(),
-        files=(),
-        variants=(variant,),
-        default_variant="fp32",
-        default_reason="",
-        machine={},
-        versions={},
-    )
-    return Bundle(folder, manifest, "")
+    return make_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture(scope="module")
@@ -334,9 +267,10 @@ def test_other_providers_than_the_cpu_are_refused(bundle: Bundle) -> None:
         Generator.open(bundle, bundle.manifest.variant(None), ["CUDAExecutionProvider"], 1)
 
 
-def test_the_options_are_those_of_sampling_and_two_more() -> None:
+def test_the_options_are_those_of_sampling_and_some_more() -> None:
     names = {field.name for field in dataclasses.fields(Sampling)}
-    assert set(Options.__annotations__) == names | {"grammar", "timeout_seconds"}
+    assert not names & set(BEYOND_SAMPLING)
+    assert set(Options.__annotations__) == names | set(BEYOND_SAMPLING)
 
 
 def test_a_generator_says_what_it_was_loaded_from(generator: Generator, bundle: Bundle) -> None:

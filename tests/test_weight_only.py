@@ -401,7 +401,7 @@ def test_a_decoder_with_a_cache_keeps_its_answers(tmp_path: Path) -> None:
     report = quantize_weights(tmp_path / "source.onnx", tmp_path / "model.onnx", WeightOnlyConfig(bits=8))
     assert report.counts == {"GatherBlockQuantized": 1, "MatMulNBits": 15}
     tokens = [3, 14, 15, 92, 65, 35]
-    found, expected = run(tmp_path / "model.onnx", decoder_feeds(decoder, tokens))[0], decoder.logits(tokens)
+    found, expected = run(tmp_path / "model.onnx", decoder_feeds(decoder, tokens))[0, 0], decoder.logits(tokens)
     assert np.corrcoef(found, expected)[0, 1] > 0.99
     assert found.argmax() == expected.argmax()
 
@@ -412,7 +412,7 @@ def decoder_feeds(decoder: TinyDecoder, tokens: Sequence[int]) -> dict[str, Arra
     return {
         "input_ids": np.array([tokens]),
         "position_ids": np.arange(length)[None],
-        "last_index": np.array([length - 1]),
+        "logit_index": np.array([[length - 1]]),
         "seqlens_k": np.array([length - 1], np.int32),
         "total_sequence_length": np.array([length], np.int32),
         **{f"past.{layer}.{kind}": empty for layer in range(decoder.layers) for kind in ("key", "value")},

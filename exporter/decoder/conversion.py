@@ -20,7 +20,7 @@ from onnxpress.exporter.graph_names import clean_metadata, rename_axes
 
 __all__ = ["convert"]
 
-_BATCH, _SEQUENCE, _MAX_LENGTH = 2, 5, 16
+_BATCH, _SEQUENCE, _POSITIONS, _MAX_LENGTH = 2, 5, 3, 16
 """Sizes a decoder is traced with: all different, none of them 1, which torch.export takes as fixed."""
 _WRAPPED = "model."
 """What `_Decoder` puts before the names of the model's own modules."""
@@ -41,27 +41,27 @@ class _Decoder(nn.Module):
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        last_index: Tensor,
+        logit_index: Tensor,
         seqlens_k: Tensor,
         total_sequence_length: Tensor,
         past: Sequence[Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
-        """Logits [batch, vocabulary] and the present keys and values, in the order of the past ones."""
+        """Logits [batch, positions, vocabulary] and the present keys and values, in the order of the past ones."""
         trace = Trace(list(zip(past[::2], past[1::2], strict=True)), self._layers, (seqlens_k, total_sequence_length))
-        trace.shared["last_index"] = last_index
+        trace.shared["logit_index"] = logit_index
         with call(trace):
             logits = self.model(
                 input_ids=input_ids, position_ids=position_ids, use_cache=True, **{self._cache_argument: trace.cache}
             ).logits
         present = [states for index in range(len(self._layers)) for states in trace.present[index]]
-        return logits.squeeze(1), present
+        return logits, present
 
 
 def convert(model: Any, layers: Sequence[Layer], vocabulary: int, cache_argument: str) -> onnx_ir.Model:
     """Trace a model whose parts are replaced, and convert it.
 
     Args:
-        model: computes logits [batch, 1, vocabulary] of the tokens at `last_index`.
+        model: computes logits [batch, positions, vocabulary] of the tokens at `logit_index`.
         layers: as observed.
         vocabulary: token ids are below it.
         cache_argument: what the model's forward calls its cache.
@@ -72,7 +72,7 @@ def convert(model: Any, layers: Sequence[Layer], vocabulary: int, cache_argument
             _Decoder(model, layers, cache_argument), inputs, dynamic_shapes=shapes, strict=False
         )
     parts = [f"{index}.{kind}" for index in range(len(layers)) for kind in ("key", "value")]
-    names = ("input_ids", "position_ids", "last_index", "seqlens_k", "total_sequence_length")
+    names = ("input_ids", "position_ids", "logit_index", "seqlens_k", "total_sequence_length")
 
     def to_onnx() -> Any:
         return torch.onnx.export(
@@ -107,14 +107,15 @@ def _inputs(layers: Sequence[Layer], vocabulary: int) -> tuple[tuple[Any, ...], 
     inputs = (
         torch.randint(vocabulary, (_BATCH, _SEQUENCE), generator=generator),
         torch.arange(_SEQUENCE).repeat(_BATCH, 1),
-        torch.full((_BATCH,), _SEQUENCE - 1),
+        torch.arange(_POSITIONS).repeat(_BATCH, 1),
         torch.full((_BATCH,), _SEQUENCE - 1, dtype=torch.int32),
         torch.tensor([_SEQUENCE], dtype=torch.int32),
         past,
     )
-    batch, sequence, max_length = (torch.export.Dim(name) for name in ("batch", "sequence", "max_length"))
+    free = ("batch", "sequence", "positions", "max_length")
+    batch, sequence, positions, max_length = (torch.export.Dim(name) for name in free)
     tokens = {0: batch, 1: sequence}
-    return inputs, (tokens, tokens, {0: batch}, {0: batch}, None, [{0: batch, 2: max_length}] * len(past))
+    return inputs, (tokens, tokens, {0: batch, 1: positions}, {0: batch}, None, [{0: batch, 2: max_length}] * len(past))
 
 
 def _decompose(program: Any, table: Mapping[Any, Any]) -> Any:
@@ -180,6 +181,7 @@ def _axis_names(graph: onnx_ir.Model) -> dict[str, str]:
     return {
         str(shapes["input_ids"][0].value): "batch",
         str(shapes["input_ids"][1].value): "sequence",
+        str(shapes["logit_index"][1].value): "positions",
         str(shapes["past.0.key"][2].value): "max_length",
     }
 

@@ -17,7 +17,7 @@ from onnxpress.exporter.reference import Limits
 from onnxpress.exporter.source import Source, read_json, transformer_folder
 from onnxpress.runtime.encoder import FloatArray
 from onnxpress.runtime.generation.perplexity import Array, Window, perplexity_of
-from onnxpress.runtime.generation.replay import rows_of
+from onnxpress.runtime.generation.replay import LOGITS_BYTES, rows_of
 from onnxpress.runtime.manifest import GenerationSettings, TaskSettings, Tensor, TokenizerSettings
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class LoadedDecoder:
         """See `Reference`; keys and values of each layer follow the tokens."""
         tokens = [Tensor(name, "int64", ("batch", "sequence")) for name in ("input_ids", "position_ids")]
         sizes = [
-            Tensor("last_index", "int64", ("batch",)),
+            Tensor("logit_index", "int64", ("batch", "positions")),
             Tensor("seqlens_k", "int32", ("batch",)),
             Tensor("total_sequence_length", "int32", ("1",)),
         ]
@@ -59,7 +59,7 @@ class LoadedDecoder:
     @property
     def outputs(self) -> tuple[Tensor, ...]:
         """See `Reference`."""
-        return (Tensor("logits", "float", ("batch", str(self.facts.vocabulary))), *self._cache("present"))
+        return (Tensor("logits", "float", ("batch", "positions", str(self.facts.vocabulary))), *self._cache("present"))
 
     @property
     def limits(self) -> Limits:
@@ -86,15 +86,27 @@ class LoadedDecoder:
         return {"logits": np.stack(found)}
 
     def log_probabilities(self, parts: Sequence[Window]) -> list[Array]:
-        """Natural log probabilities of the tokens of windows that count."""
-        results = []
-        with torch.inference_mode():
-            for part in parts:
-                tokens = torch.tensor(part.tokens)
-                logits = self.model(input_ids=tokens[None, :-1], use_cache=False).logits[0, part.first - 1 :].double()
-                chosen = logits.log_softmax(dim=-1).gather(1, tokens[part.first :, None])[:, 0]
-                results.append(chosen.numpy())
+        """Natural log probabilities of the tokens of windows that count, windows of equal form together."""
+        results: list[Array] = [np.empty(0)] * len(parts)
+        forms: dict[tuple[int, int], list[int]] = {}
+        for index, part in enumerate(parts):
+            forms.setdefault((len(part.tokens), part.first), []).append(index)
+        for (length, first), members in forms.items():
+            most = max(1, LOGITS_BYTES // (4 * self.facts.vocabulary * length))
+            for start in range(0, len(members), most):
+                batch = members[start : start + most]
+                found = self._log_probabilities(torch.tensor([parts[index].tokens for index in batch]), first)
+                for index, values in zip(batch, found, strict=True):
+                    results[index] = values
         return results
+
+    def _log_probabilities(self, tokens: torch.Tensor, first: int) -> Array:
+        """Of tokens [batch, length] from the index `first` on: [batch, length - first]."""
+        with torch.inference_mode():
+            logits = self.model(input_ids=tokens[:, :-1], use_cache=False).logits[:, first - 1 :].float()
+            chosen = logits.gather(2, tokens[:, first:, None])[:, :, 0].double()
+            values: Array = (chosen - logits.logsumexp(dim=2).double()).numpy()
+        return values
 
     def perplexity(self, texts: Sequence[str]) -> float:
         """Of all texts together (runtime/generation/perplexity.py)."""

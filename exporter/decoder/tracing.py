@@ -1,9 +1,9 @@
 """A decoder of transformers to one ONNX graph for prefill and decoding, attention fused while it is traced.
 
-Inputs: `input_ids` and `position_ids` int64 [batch, sequence]; `last_index` int64 [batch], the index in the sequence of
-the token whose logits are wanted; `seqlens_k` int32 [batch], the tokens of the row once these are in, minus 1;
-`total_sequence_length` int32 [1], the largest of those lengths; `past.{i}.key` and `past.{i}.value` float32
-[batch, kv_heads, max_length, head_dim]. Outputs: `logits` float32 [batch, vocabulary]; `present.{i}.key` and
+Inputs: `input_ids` and `position_ids` int64 [batch, sequence]; `logit_index` int64 [batch, positions], the indices in
+the sequence of the tokens whose logits are wanted; `seqlens_k` int32 [batch], the tokens of the row once these are in,
+minus 1; `total_sequence_length` int32 [1], the largest of those lengths; `past.{i}.key` and `past.{i}.value` float32
+[batch, kv_heads, max_length, head_dim]. Outputs: `logits` float32 [batch, positions, vocabulary]; `present.{i}.key` and
 `present.{i}.value`, which share their buffers with the past.
 
 Does not compare the graph with the model; the gate does.
@@ -110,7 +110,7 @@ def _replaced(model: Any) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for replacement in (
                 unchanged, attention_replaced, experts_replaced, rotary_replaced, norms_replaced, positions_as_trained,
-                _products_replaced, _last_logits, traceable,
+                _products_replaced, _wanted_logits, traceable,
             ):  # fmt: skip
                 stack.enter_context(replacement(model))
             yield
@@ -133,24 +133,24 @@ def _multiply(self: Any, states: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _last_logits(model: Any) -> Iterator[None]:
-    """While inside, the language model head is given the hidden state at `last_index` alone."""
+def _wanted_logits(model: Any) -> Iterator[None]:
+    """While inside, the language model head is given the hidden states at `logit_index` alone."""
 
     def gather(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, *rest = given
         forward = in_progress()
         if isinstance(forward, Observation):
             return (hidden[:, -1:], *rest)
-        batch, _length, width = hidden.shape
-        last = torch.onnx.ops.symbolic(
+        index = forward.shared["logit_index"]
+        wanted = torch.onnx.ops.symbolic(
             "GatherND",
-            [hidden, forward.shared["last_index"][:, None, None]],
+            [hidden, index[:, :, None]],
             attrs={"batch_dims": 1},
             dtype=hidden.dtype,
-            shape=[batch, 1, width],
+            shape=[*index.shape, hidden.shape[-1]],
             version=13,
         )
-        return (last, *rest)
+        return (wanted, *rest)
 
     head = model.get_output_embeddings()
     if head is None:

@@ -90,14 +90,15 @@ class KeyValueCache:
         within = rows <= self.most_rows and capacity <= self.context
         return within and self.layout.size_bytes(rows, capacity) <= self.limit_bytes
 
-    def require(self, capacity: int) -> None:
+    def require(self, capacity: int, rows: int = 1) -> None:
         """
         Raises:
-            CacheMemoryError: not even one row of `capacity` tokens may be had.
+            CacheMemoryError: not even so many rows of `capacity` tokens may be had.
         """
-        if not self.fits(1, capacity):
+        if not self.fits(rows, capacity):
+            beams = f"{rows} beams of " if rows > 1 else ""
             raise CacheMemoryError(
-                f"{capacity} tokens need {_megabytes(self.layout.size_bytes(1, capacity))} of cache, "
+                f"{beams}{capacity} tokens need {_megabytes(self.layout.size_bytes(rows, capacity))} of cache, "
                 f"{_megabytes(self.limit_bytes)} are allowed; ask for fewer tokens, or allow the cache more memory"
             )
 
@@ -163,6 +164,21 @@ class KeyValueCache:
         for buffer in self.buffers.values():
             buffer[target, :, :length] = buffer[source, :, :length]
         self.tokens[target] = self.tokens[source][:length]
+
+    def rearrange(self, origin: Sequence[int], start: int) -> None:
+        """Make the first rows hold what other rows held, which are as long as each other.
+
+        Args:
+            origin: of each of the first rows, the row whose tokens it is to hold; one may be named several times.
+            start: tokens at the beginning that are the same in all of them.
+        """
+        moved = [row for row, source in enumerate(origin) if row != source]
+        sources = [origin[row] for row in moved]
+        length = len(self.tokens[origin[0]])
+        if moved:
+            for buffer in self.buffers.values():
+                buffer[moved, :, start:length] = buffer[sources, :, start:length]
+        self.tokens[: len(origin)] = [list(self.tokens[source]) for source in origin]
 
     def truncate(self, row: int, length: int = 0) -> None:
         """Forget what `row` holds beyond its first `length` tokens."""

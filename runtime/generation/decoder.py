@@ -1,6 +1,6 @@
 """Runs a decoder graph over rows of a key/value cache: new prompts, further pieces of a prompt, or one token a row.
 
-Glossary: B rows in a run, S new tokens of a row (padded on the right), V vocabulary.
+Glossary: B rows in a run, S new tokens of a row (padded on the right), P of them whose logits are wanted, V vocabulary.
 
 A run at batch 1 takes a few milliseconds, so nothing is made anew for a step: the inputs of a run with the same rows
 live in the same arrays, bound once together with the cache; a step writes numbers into them. Knows nothing of requests
@@ -25,6 +25,7 @@ FloatArray = npt.NDArray[np.float32]
 
 _MOST_BINDINGS = 64
 _LOGITS = "logits"
+_LOGIT_INDEX = "logit_index"
 
 
 class Decoder:
@@ -33,19 +34,23 @@ class Decoder:
     def __init__(self, session: onnxruntime.InferenceSession, cache: KeyValueCache) -> None:
         """
         Args:
-            session: of a graph with the inputs `input_ids`, `position_ids`, `last_index`, `seqlens_k`,
-                `total_sequence_length` and `past.*` (docs/bundle.md), on the CPU.
+            session: of a graph with the inputs `input_ids`, `position_ids`, `logit_index`, `seqlens_k`,
+                `total_sequence_length` and `past.*` (docs/generation.md), on the CPU.
             cache: of the layout the graph has.
 
         Raises:
-            InvalidBundleError: the graph's cache is not of the layout.
+            InvalidBundleError: the graph has no `logit_index`, or its cache is not of the layout.
         """
         self.cache = cache
         self.session = session
         self._inputs = {node.name for node in session.get_inputs()}
+        if _LOGIT_INDEX not in self._inputs:
+            raise InvalidBundleError(
+                f"the graph has no input {_LOGIT_INDEX!r}, the tokens whose logits are wanted; export the bundle again"
+            )
         _check_layout(session, cache.layout)
         self.vocabulary = int(next(node.shape[-1] for node in session.get_outputs() if node.name == _LOGITS))
-        self._bindings: dict[tuple[int, int], _Binding] = {}
+        self._bindings: dict[tuple[int, int, int], _Binding] = {}
         self._logits: FloatArray = np.empty((0, self.vocabulary), np.float32)
 
     def start(self, first_row: int, prompts: Sequence[Sequence[int]]) -> FloatArray:
@@ -61,21 +66,26 @@ class Decoder:
             binding.input_ids[row, : len(prompt)] = prompt
             binding.input_ids[row, len(prompt) :] = 0
         binding.position_ids[:] = np.arange(binding.input_ids.shape[1])
-        binding.last_index[:] = lengths - 1
+        binding.logit_index[:, 0] = lengths - 1
         return self._run(binding, first_row, prompts, lengths)
 
-    def extend(self, row: int, tokens: Sequence[int]) -> FloatArray:
+    def extend(self, row: int, tokens: Sequence[int], last: int = 1) -> FloatArray:
         """Run further tokens of one row, which may be empty: the kernels continue several rows only by one token each.
 
+        Args:
+            row: of the cache.
+            tokens: at least one.
+            last: of how many tokens, the last of these, the logits are wanted.
+
         Returns:
-            logits after the last token: float32 [1, V], valid until the next run.
+            logits after each of the last tokens: float32 [last, V], valid until the next run.
         """
         past = len(self.cache.tokens[row])
-        binding = self._binding(row, 1)
+        binding = self._binding(row, 1, last)
         binding.resize(len(tokens))
         binding.input_ids[0] = tokens
         binding.position_ids[0] = np.arange(past, past + len(tokens))
-        binding.last_index[0] = len(tokens) - 1
+        binding.logit_index[0] = np.arange(len(tokens) - last, len(tokens))
         return self._run(binding, row, [tokens], np.array([past + len(tokens)]))
 
     def step(self, first_row: int, tokens: Sequence[int | None]) -> FloatArray:
@@ -95,7 +105,7 @@ class Decoder:
         lengths = np.array([len(row) for row in held])
         binding.input_ids[:, 0] = [token or 0 for token in tokens]
         binding.position_ids[:, 0] = lengths
-        binding.last_index[:] = 0
+        binding.logit_index[:] = 0
         return self._run(binding, first_row, [() if token is None else (token,) for token in tokens], lengths + 1)
 
     def release(self) -> None:
@@ -116,18 +126,19 @@ class Decoder:
             self.cache.tokens[row].extend(new)
         return binding.logits
 
-    def _binding(self, first_row: int, rows: int) -> _Binding:
+    def _binding(self, first_row: int, rows: int, positions: int = 1) -> _Binding:
         """The bound arrays for these rows, made once for as long as the cache has the same buffers."""
-        key = (first_row, rows)
+        key = (first_row, rows, positions)
         binding = self._bindings.get(key)
         if binding is not None and binding.version == self.cache.version:
             return binding
         if len(self._bindings) >= _MOST_BINDINGS or (binding is not None):
             self._bindings.clear()
-        if len(self._logits) < rows:
+        wanted = rows * positions
+        if len(self._logits) < wanted:
             self._bindings.clear()  # they write to the array that is replaced
-            self._logits = np.empty((max(rows, self.cache.rows), self.vocabulary), np.float32)
-        self._bindings[key] = _Binding(self.session, self.cache, first_row, self._logits[:rows], self._inputs)
+            self._logits = np.empty((max(wanted, self.cache.rows), self.vocabulary), np.float32)
+        self._bindings[key] = _Binding(self.session, self.cache, first_row, rows, self._logits[:wanted], self._inputs)
         return self._bindings[key]
 
 
@@ -139,30 +150,30 @@ class _Binding:
         session: onnxruntime.InferenceSession,
         cache: KeyValueCache,
         first_row: int,
+        rows: int,
         logits: FloatArray,
         inputs: set[str],
     ) -> None:
-        rows = len(logits)
         self.io = session.io_binding()
         self.version = cache.version
-        self.logits = logits
-        self.last_index = np.zeros(rows, np.int64)
+        self.logits = logits  # [B * P, V]
+        self.logit_index = np.zeros((rows, len(logits) // rows), np.int64)
         self.seqlens_k = np.zeros(rows, np.int32)
         self.total_sequence_length = np.zeros(1, np.int32)
         self.input_ids = self.position_ids = np.zeros((rows, 0), np.int64)
         self._inputs = inputs
-        for name in ("last_index", "seqlens_k", "total_sequence_length"):
+        for name in (_LOGIT_INDEX, "seqlens_k", "total_sequence_length"):
             self._bind_input(name, getattr(self, name))
         for name, buffer in cache.buffers.items():
             part = buffer[first_row : first_row + rows]
             self._bind_input(name, part)
             self._bind_output(name.replace("past", "present", 1), part)
-        self._bind_output(_LOGITS, logits)
+        self._bind_output(_LOGITS, logits.reshape(*self.logit_index.shape, -1))
 
     def resize(self, tokens: int) -> None:
         """Make room for `tokens` new tokens a row."""
         if self.input_ids.shape[1] != tokens:
-            shape = (len(self.logits), tokens)
+            shape = (len(self.seqlens_k), tokens)
             self.input_ids, self.position_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
             self._bind_input("input_ids", self.input_ids)
             self._bind_input("position_ids", self.position_ids)

@@ -9,21 +9,24 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack, overload
 
 from onnxpress.runtime.errors import InvalidInputError, ProviderError
+from onnxpress.runtime.generation.beams import Beams, BeamSearch
 from onnxpress.runtime.generation.cache import CacheLayout, KeyValueCache
 from onnxpress.runtime.generation.chat import render_chat
-from onnxpress.runtime.generation.checks import number
-from onnxpress.runtime.generation.constraints import Grammar, Grammars
+from onnxpress.runtime.generation.checks import number, whole
+from onnxpress.runtime.generation.constraints import Grammars
 from onnxpress.runtime.generation.decoder import Decoder
 from onnxpress.runtime.generation.engine import Engine
+from onnxpress.runtime.generation.lookup import MOST_DRAFTED, PromptLookup
+from onnxpress.runtime.generation.options import BEYOND_SAMPLING, Options
 from onnxpress.runtime.generation.perplexity import log_probabilities_of, perplexity_of
 from onnxpress.runtime.generation.prompts import Prompt, Prompts, is_one
 from onnxpress.runtime.generation.replay import Replay
 from onnxpress.runtime.generation.requests import Delta, Generation, Request
 from onnxpress.runtime.generation.sampling import Sampler, Sampling
-from onnxpress.runtime.generation.stopping import AnswerText, StopTracker
+from onnxpress.runtime.generation.stopping import AnswerText, Ending, StopTracker
 from onnxpress.runtime.generation.streaming import Detokenizer
 from onnxpress.runtime.generation.streams import AsyncStream, MakeRequest, Stream
 from onnxpress.runtime.manifest import TaskSettings
@@ -39,30 +42,6 @@ Messages = Sequence[Mapping[str, Any]]
 
 MOST_ROWS = 16
 """Requests that are answered at once, where the cache may become large enough."""
-
-
-class Options(TypedDict, total=False):
-    """How to write: the fields of `Sampling`, and what goes beyond one token. The rest is as the model's own
-    `generation_config.json` says."""
-
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    seed: int | None
-    stop: str | Sequence[str]
-    stop_token_ids: Sequence[int]
-    ignore_eos: bool
-    logprobs: int | None
-    n: int
-    grammar: Grammar | None
-    """What the answer must be (constraints.py)."""
-    timeout_seconds: float | None
-    """An answer that is not complete by then ends with the reason `timeout`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +79,7 @@ class Generator:
         self._generation = settings.generation
         self._prompts = Prompts(tokenizer.backend, settings.generation)
         self._detokenizer = Detokenizer(self._prompts.tokenizer)
+        self._beams = BeamSearch(engine.decoder)
         self._grammars = Grammars(self._prompts.tokenizer, self._generation.eos_ids, self._generation.vocabulary)
 
     @classmethod
@@ -250,7 +230,7 @@ class Generator:
 
     def perplexity(self, texts: Sequence[str]) -> float:
         """Of all texts together, as perplexity.py defines it; less is better. With a cache of its own."""
-        replay = Replay(self.engine.decoder.session, self._generation, most_rows=32)
+        replay = Replay(self.engine.decoder.session, self._generation, most_rows=1)
         return perplexity_of(texts, self._prompts.tokenizer, self._generation.context, log_probabilities_of(replay))
 
     def close(self) -> None:
@@ -293,7 +273,11 @@ class Generator:
     # Requests
 
     def _answers(self, prompts: list[list[int]], options: Options) -> list[Generation]:
-        """The answers to prompts, all running together."""
+        """The answers to prompts, all running together, or one search after the other."""
+        search = Beams.from_options(options, self._generation.defaults)
+        if search is not None:
+            rooms = [self.engine.room_for(prompt, search[1].max_new_tokens) for prompt in prompts]
+            return [self._searched(prompt, room, *search) for prompt, room in zip(prompts, rooms, strict=True)]
         sampling = self._sampling(options)
         makers = [self._maker(prompt, sampling, options, index) for prompt in prompts for index in range(sampling.n)]
         requests = [make(None, None) for make in makers]
@@ -306,17 +290,33 @@ class Generator:
             for request in requests:
                 self.engine.cancel(request)
             raise
-        groups = [results[start : start + sampling.n] for start in range(0, len(results), sampling.n)]
-        return [dataclasses.replace(first, others=tuple(others)) for first, *others in groups]
+        return [_joined(results[start : start + sampling.n]) for start in range(0, len(results), sampling.n)]
+
+    def _searched(self, prompt: list[int], most_new: int, beams: Beams, sampling: Sampling) -> Generation:
+        """The best answers that a search finds."""
+        self.engine.home.check()
+        ends = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._generation.eos_ids)}
+        found = self._beams.search(prompt, most_new, beams, tuple(ends), sampling.repetition_penalty)
+        answers = []
+        for beam in found[: sampling.n]:
+            text = self._answer_text(prompt, sampling, None)
+            shown = "".join(text.feed(token)[0] for token in beam.token_ids)
+            assert text.reason is not None
+            answers.append(Generation(shown, beam.token_ids, text.reason, None, len(prompt), reused_tokens=0))
+        return _joined(answers)
 
     def _one(self, prompt: list[int], options: Options) -> MakeRequest:
+        if Beams.from_options(options, self._generation.defaults) is not None:
+            raise InvalidInputError(
+                "num_beams cannot be combined with a stream, for beams are chosen at the end; use generate()"
+            )
         sampling = self._sampling(options)
         if sampling.n != 1:
             raise InvalidInputError(f"n is {sampling.n}; a stream is one answer: leave n out, or use generate()")
         return self._maker(prompt, sampling, options, 0)
 
     def _sampling(self, options: Options) -> Sampling:
-        given = {name: value for name, value in options.items() if name not in _BEYOND_SAMPLING}
+        given = {name: value for name, value in options.items() if name not in BEYOND_SAMPLING}
         return Sampling.with_defaults(self._generation.defaults, **given)
 
     def _maker(self, prompt: list[int], sampling: Sampling, options: Options, index: int) -> MakeRequest:
@@ -332,25 +332,31 @@ class Generator:
         timeout = options.get("timeout_seconds")
         if timeout is not None:
             timeout = number("timeout_seconds", timeout, 0, float("inf"), "a number of seconds, or None for no limit")
+        drafted = options.get("prompt_lookup")
+        drafted = 0 if drafted is None else whole("prompt_lookup", drafted, 0, MOST_DRAFTED)
         grammar = options.get("grammar")
         guide = None if grammar is None else self._grammars.start(grammar)
 
         def make(on_delta: Callable[[Delta], None] | None, on_done: Callable[[Request], None] | None) -> Request:
-            tracker = StopTracker(
-                sampling, eos_ids=self._generation.eos_ids, prompt_tokens=len(prompt), context=self.engine.context
-            )
             return Request(
                 prompt,
                 most_new,
                 Sampler(sampling, prompt, index, guide),
-                AnswerText(tracker, self._detokenizer.stream(after=prompt), guide),
+                self._answer_text(prompt, sampling, guide),
                 deadline=None if timeout is None else time.monotonic() + timeout,
                 with_logprobs=sampling.logprobs is not None,
+                lookup=PromptLookup(drafted) if drafted and sampling.greedy else None,
                 on_delta=on_delta,
                 on_done=on_done,
             )
 
         return make
+
+    def _answer_text(self, prompt: list[int], sampling: Sampling, guide: Ending | None) -> AnswerText:
+        tracker = StopTracker(
+            sampling, eos_ids=self._generation.eos_ids, prompt_tokens=len(prompt), context=self.engine.context
+        )
+        return AnswerText(tracker, self._detokenizer.stream(after=prompt), guide)
 
     def _texts(self, make: MakeRequest) -> Iterator[str]:
         with Stream(self.engine, make) as stream:
@@ -359,4 +365,7 @@ class Generator:
                     yield delta.text
 
 
-_BEYOND_SAMPLING = ("grammar", "timeout_seconds")
+def _joined(answers: Sequence[Generation]) -> Generation:
+    """Answers to the same prompt as one."""
+    first, *others = answers
+    return dataclasses.replace(first, others=tuple(others))

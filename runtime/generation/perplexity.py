@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,33 +88,23 @@ def perplexity(parts: Sequence[Window], log_probabilities: LogProbabilities) -> 
 
 
 def log_probabilities_of(replay: Replay) -> LogProbabilities:
-    """What a decoder gives, many windows of equal form together."""
+    """What a decoder gives, a window at a time."""
 
     def run(parts: Sequence[Window]) -> list[Array]:
-        results: list[Array] = [np.empty(0)] * len(parts)
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, part in enumerate(parts):
-            groups.setdefault((len(part.tokens), part.first), []).append(index)
-        for (_, first), members in groups.items():
-            for start in range(0, len(members), replay.most_rows):
-                batch = members[start : start + replay.most_rows]
-                prompts = [parts[index].tokens[:first] for index in batch]
-                wanted = np.array([parts[index].tokens[first:] for index in batch])
-                found = np.empty(wanted.shape)
-                # The last token is only predicted.
-                for step, logits in enumerate(replay.steps(prompts, wanted[:, :-1].tolist())):
-                    found[:, step] = _log_softmax_at(logits, wanted[:, step])
-                for row, index in enumerate(batch):
-                    results[index] = found[row]
-        return results
+        return [np.concatenate(list(_of_window(part))) for part in parts]
+
+    def _of_window(part: Window) -> Iterator[Array]:
+        start = part.first
+        for logits in replay.predictions(part.tokens, start):
+            yield _log_softmax_at(logits, np.array(part.tokens[start : start + len(logits)]))
+            start += len(logits)
 
     return run
 
 
 def _log_softmax_at(logits: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> Array:
-    """log softmax of logits [rows, vocabulary] at one token of each row."""
-    values = logits.astype(np.float64)
-    top = values.max(axis=1)
-    totals = top + np.log(np.exp(values - top[:, None]).sum(axis=1))
-    chosen: Array = values[np.arange(len(tokens)), tokens] - totals
-    return chosen
+    """log softmax of logits [positions, vocabulary], which are changed, at one token of each position."""
+    logits -= logits.max(axis=1, keepdims=True)
+    chosen = logits[np.arange(len(tokens)), tokens].astype(np.float64)
+    result: Array = chosen - np.log(np.exp(logits, out=logits).sum(axis=1, dtype=np.float64))
+    return result

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 COMPARED = (Tensor("logits", "float", ("batch", "steps", "vocabulary")),)
 """What the gate compares of a decoder: logits after the prompt and after each token that follows it."""
 
+LOGITS_BYTES = 64 * 2**20
+"""What the logits of a run over a text may take: a prompt of 512 tokens and a large vocabulary have ten times that."""
+
 Feeds = dict[str, npt.NDArray[np.int64]]
 
 
@@ -54,6 +57,28 @@ class Replay:
             yield self._decoder.start(0, prompts) if piece is None else self._in_pieces(prompts, piece)
             for step in range(count):
                 yield self._decoder.step(0, [tokens[step] for tokens in following])
+        finally:
+            self._decoder.release()
+
+    def predictions(self, tokens: Sequence[int], first: int) -> Iterator[FloatArray]:
+        """Logits that predict the tokens of a text from the index `first` on, which is at least 1.
+
+        The text is run as a prompt, in pieces whose logits take LOGITS_BYTES at most.
+
+        Yields:
+            float32 [tokens of the piece, vocabulary], valid until the next; may be written to.
+        """
+        read = len(tokens) - 1  # the last is only predicted
+        most = max(1, LOGITS_BYTES // (4 * self._decoder.vocabulary))
+        cache = self._decoder.cache
+        cache.require(read)
+        cache.reserve(1, read, keep=())
+        start = 0
+        try:
+            for wanted in range(first - 1, read, most):
+                end = min(wanted + most, read)
+                yield self._decoder.extend(0, tokens[start:end], last=end - wanted)
+                start = end
         finally:
             self._decoder.release()
 

@@ -14,6 +14,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from onnxpress.runtime.generation.lookup import PromptLookup
+
 FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 """stop: an end token, a stop token or a stop string; length: as many tokens as asked for, or as the context holds."""
 
@@ -99,6 +101,7 @@ class Request:
         *,
         deadline: float | None = None,
         with_logprobs: bool = False,
+        lookup: PromptLookup | None = None,
         on_delta: Callable[[Delta], None] | None = None,
         on_done: Callable[[Request], None] | None = None,
     ) -> None:
@@ -110,12 +113,14 @@ class Request:
             text: makes text of them.
             deadline: when to stop waiting, in seconds of `time.monotonic()`.
             with_logprobs: keep the log probabilities of the chosen tokens.
+            lookup: drafts tokens while it decodes alone.
             on_delta: hears of each token, in the engine's thread. What it raises ends this request.
             on_done: hears of the end, in the engine's thread. Must not raise.
         """
         self.prompt = prompt
         self.most_new = most_new
         self.deadline = deadline
+        self.lookup = lookup
         self.token_ids: list[int] = []
         self.reused_tokens = 0
         self._chooser = chooser

@@ -39,6 +39,10 @@ class Counts:
     """Chosen."""
     steps: int = 0
     """Decoding steps, whatever the number of rows."""
+    drafted_tokens: int = 0
+    """Looked up (lookup.py) and run to see whether they are chosen."""
+    accepted_tokens: int = 0
+    """Of those, chosen."""
 
 
 class Scheduler:
@@ -240,6 +244,9 @@ class Scheduler:
         seats = [seat for seat in self._admitted if seat.decodes]
         if not seats:
             return
+        if len(seats) == 1 and (draft := _draft(seats[0].request)):
+            self._step_drafted(seats[0], draft)
+            return
         first, last = self._rows.close_gaps(seats)
         tokens: list[int | None] = [None] * (last - first + 1)
         for seat in seats:
@@ -255,6 +262,31 @@ class Scheduler:
             if self._accept(seat, logits[seat.place - first]):
                 self._leave(seat)
 
+    def _step_drafted(self, seat: Seat, draft: Sequence[int]) -> None:
+        """A step of a request that decodes alone: its next token and those drafted in one run. Each is chosen as ever;
+        the run counts as far as the choices are those drafted."""
+        request = seat.request
+        assert request.lookup is not None
+        tokens = [request.token_ids[-1], *draft]
+        try:
+            logits = self._decoder.extend(seat.place, tokens, last=len(tokens))
+        # As above.
+        except Exception as error:  # noqa: BLE001
+            self._fail([seat], error)
+            return
+        accepted = 0
+        done = self._accept(seat, logits[0])
+        while not done and accepted < len(draft) and request.token_ids[-1] == draft[accepted]:
+            accepted += 1
+            done = self._accept(seat, logits[accepted])
+        self.counts.steps += 1
+        self.counts.drafted_tokens += len(draft)
+        self.counts.accepted_tokens += accepted
+        request.lookup.learn(accepted)
+        self._cache.truncate(seat.place, len(seat.prompt) + len(request.token_ids) - 1)
+        if done:
+            self._leave(seat)
+
     def _accept(self, seat: Seat, logits: FloatArray) -> bool:
         """Let a request choose its next token. Returns whether it is done."""
         self.counts.new_tokens += 1
@@ -269,6 +301,13 @@ class Scheduler:
         for seat in seats:
             seat.request.fail(error)
             self._leave(seat, keep=False)
+
+
+def _draft(request: Request) -> list[int]:
+    """How the answer may go on; all of it may be chosen and another token too."""
+    if request.lookup is None:
+        return []
+    return request.lookup.draft(request.prompt, request.token_ids, request.most_new - len(request.token_ids) - 1)
 
 
 def _even(seats: Sequence[Seat], budget: int) -> bool:

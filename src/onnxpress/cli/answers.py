@@ -148,11 +148,13 @@ def writing_options(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InvalidInputError: a value that cannot be meant.
     """
+    from onnxpress.runtime.generation.options import BEYOND_SAMPLING
     from onnxpress.runtime.generation.sampling import Sampling
 
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "prompt_lookup")
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    Sampling.with_defaults({}, **options)  # said once, before any text is read
+    # Said once, before any text is read.
+    Sampling.with_defaults({}, **{name: value for name, value in options.items() if name not in BEYOND_SAMPLING})
     return options
 
 

@@ -13,6 +13,12 @@ def add_writing_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, metavar="T", help="0 for the likeliest token each time")
     parser.add_argument("--top-p", type=float, metavar="P", help="choose from the likeliest tokens of this probability")
     parser.add_argument("--seed", type=int, help="the same seed gives the same answer")
+    parser.add_argument(
+        "--prompt-lookup",
+        type=int,
+        metavar="N",
+        help="draft up to N tokens from what was written before; same answer, sooner",
+    )
     parser.add_argument("--stop", metavar="TEXT", action="append", help="end before this text; may be repeated")
 
 

@@ -1,0 +1,184 @@
+"""Generation by a bundle against onnxruntime-genai, llama.cpp and PyTorch, on a Llama of 135 million parameters.
+
+`python -m bench.generate [--folder DIR] [--python PYTHON] [--require]` makes the model with random weights (hidden size
+576, 30 layers, 9 heads that share 3 keys, vocabulary 49152) in each engine's own form, then measures every engine in a
+process of its own, in turn (A B C, A B C, ...): prompts of 128 tokens, 64 new tokens, 1, 4 and 16 at once, equal
+threads. A ratio is formed within a round; its median over the rounds counts.
+
+The rivals come from the interpreter that `--python` names, which needs onnxruntime-genai, llama-cpp-python, gguf, torch
+and transformers. llama.cpp is best built on the machine it is measured on (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install
+--no-binary llama-cpp-python llama-cpp-python`); what it says of its build is printed.
+
+A step of one request must read all weights, so memory bandwidth bounds it; the share of that bound is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import common
+from bench.generating import models
+
+BATCHES = (1, 4, 16)
+PROMPT_TOKENS = 128
+NEW_TOKENS = 64
+OURS = {"fp32": "onnxpress fp32", "int8": "onnxpress int8", "int4": "onnxpress int4"}
+RATIOS = (
+    # what, engine, against, which figure, the least it must be
+    ("FP32 decode / genai", "onnxpress fp32", "genai fp32", "decode", 1.2),
+    ("FP32 prefill / genai", "onnxpress fp32", "genai fp32", "prefill", 1.7),
+    ("INT4 decode / genai int4", "onnxpress int4", "genai int4", "decode", 1.1),
+    ("INT4 prefill / genai int4", "onnxpress int4", "genai int4", "prefill", 1.7),
+    ("INT8 decode / llama.cpp q8_0", "onnxpress int8", "llama.cpp q8_0", "decode", 0.9),
+)
+LEAST_BATCH_GAIN = 5.0
+"""Decoding 16 prompts of mixed lengths against one, in FP32."""
+
+Rounds = dict[str, list[dict[str, Any]]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; the exit status says whether the limits are met if they are required."""
+    parser = argparse.ArgumentParser(prog="bench.generate", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--folder", type=Path, help="where the models are made, and kept for another time")
+    parser.add_argument("--python", default=sys.executable, help="interpreter that has the rivals (default: this one)")
+    parser.add_argument("--only", nargs="+", metavar="ENGINE", help="measure these engines alone, such as 'genai int4'")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--require", action="store_true", help="exit with status 1 if a limit is not met")
+    options = parser.parse_args(arguments)
+    try:
+        if options.threads < 1 or options.rounds < 1:
+            raise common.BadInputError("--threads and --rounds must be at least 1")
+        if options.folder is not None:
+            options.folder.mkdir(parents=True, exist_ok=True)
+            return run(options, options.folder.resolve())
+        with tempfile.TemporaryDirectory() as folder:
+            return run(options, Path(folder))
+    except common.BadInputError as error:
+        print(f"bench.generate: {error}", file=sys.stderr)
+        return common.BAD_INPUT
+
+
+def run(options: argparse.Namespace, folder: Path) -> int:
+    """Models, rounds, result."""
+    facts = common.record()
+    common.show_record(facts)
+    engines = make_engines(options, folder)
+    environment = common.environment_for(options.threads)
+    llama: dict[str, Any] = {}
+    if any(name.startswith("llama.cpp") for name in engines):
+        llama = common.run_json("bench.generating.llama_cpp", {"about": True}, environment, options.python)
+        print(f"llama.cpp ({llama['version']}): {llama['build']}")
+    rounds: Rounds = {name: [] for name in engines}
+    bandwidths = []
+    for number in range(options.rounds):
+        bandwidths.append(common.run_json("bench.generating.bandwidth", {"threads": options.threads}, environment))
+        for name, (python, module, request) in engines.items():
+            asked = {**request, "seed": number, "mixed": name == OURS["fp32"]}
+            found = common.run_json(f"bench.generating.{module}", asked, environment, python)
+            rounds[name].append(found)
+            print(f"  round {number + 1}, {name}: {_shown(found)}", flush=True)
+    bandwidth = statistics.median(entry["bytes_per_second"] for entry in bandwidths)
+    show(rounds, engines, bandwidth)
+    ratios = {what: ratio(rounds, one, other, figure) for what, one, other, figure, _ in RATIOS}
+    limits = [common.Limit(what, ratios[what], least, at_least=True) for what, _, _, _, least in RATIOS]
+    if OURS["fp32"] in rounds:
+        gains = [entry["mixed_decode"] / entry["batch_1"]["decode"] for entry in rounds[OURS["fp32"]]]
+        differing = max(entry["mixed_differing"] for entry in rounds[OURS["fp32"]])
+        limits += [
+            common.Limit("16 of mixed lengths / one", statistics.median(gains), LEAST_BATCH_GAIN, at_least=True),
+            common.Limit("answers that differ from those alone", differing, 0),
+        ]
+    figures = {"rounds": rounds, "ratios": ratios, "bandwidth": bandwidth, "llama_cpp": llama, "machine": facts}
+    return common.finish({"benchmark": "generate", **figures}, limits, options.require)
+
+
+def make_engines(options: argparse.Namespace, folder: Path) -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """By name: the interpreter, the module of bench/generating and its options. Makes the models that are missing."""
+    common_options = {
+        "threads": options.threads,
+        "batches": BATCHES,
+        "prompt_tokens": PROMPT_TOKENS,
+        "new_tokens": NEW_TOKENS,
+        "vocabulary": models.SHAPE["vocab_size"],
+    }
+    model, bundle = folder / "model", folder / "bundle"
+    models.make_model(model)
+    engines: dict[str, tuple[str, str, dict[str, Any]]] = {}
+
+    def wanted(name: str) -> bool:
+        return options.only is None or name in options.only
+
+    for variant, name in OURS.items():
+        if wanted(name):
+            models.make_bundle(model, bundle)
+            files = [*(bundle / variant).iterdir()]
+            request = {"folder": str(bundle), "variant": variant, "bytes": sum(file.stat().st_size for file in files)}
+            engines[name] = (sys.executable, "bundle", request)
+    for precision in ("fp32", "int4"):
+        if wanted(name := f"genai {precision}"):
+            place = folder / f"genai-{precision}"
+            models.make_genai(options.python, model, place, precision)
+            engines[name] = (options.python, "genai", {"folder": str(place), "bytes": _weights_in(place)})
+    for kind in models.GGUF_TYPES:
+        if wanted(name := f"llama.cpp {kind}"):
+            models.make_gguf(options.python, model, folder / "f32.gguf")
+            models.make_gguf(options.python, model, file := folder / f"{kind}.gguf")
+            engines[name] = (options.python, "llama_cpp", {"folder": str(file), "bytes": file.stat().st_size})
+    if wanted("PyTorch"):
+        engines["PyTorch"] = (sys.executable, "pytorch", {"folder": str(model), "bytes": _weights_in(model)})
+    if not engines:
+        raise common.BadInputError(f"--only {' '.join(options.only)}: there is no such engine")
+    return {name: (python, module, common_options | request) for name, (python, module, request) in engines.items()}
+
+
+def ratio(rounds: Rounds, one: str, other: str, figure: str) -> float | None:
+    """The median over the rounds of one engine's tokens per second over another's, one request at a time."""
+    if one not in rounds or other not in rounds:
+        return None
+    pairs = zip(rounds[one], rounds[other], strict=True)
+    return statistics.median(first["batch_1"][figure] / second["batch_1"][figure] for first, second in pairs)
+
+
+def show(rounds: Rounds, engines: dict[str, tuple[str, str, dict[str, Any]]], bandwidth: float) -> None:
+    """The medians as a table."""
+    print(f"\nmemory bandwidth {bandwidth / 1e9:.1f} GB/s; medians, tokens per second of all rows together")
+    heads = [f"decode {batch:>2}" for batch in BATCHES] + [f"prefill {batch:>2}" for batch in BATCHES]
+    print(f"{'':<16}" + "".join(f"{head:>12}" for head in heads) + f"{'first, ms':>12}{'peak, MB':>10}{'of bound':>10}")
+    for name, entries in rounds.items():
+        rates = [
+            statistics.median(entry[f"batch_{batch}"][figure] for entry in entries)
+            for figure in ("decode", "prefill")
+            for batch in BATCHES
+        ]
+        first = statistics.median(entry["batch_1"]["first_seconds"] for entry in entries)
+        peak = statistics.median(entry["peak_mb"] for entry in entries)
+        bound = rates[0] * engines[name][2]["bytes"] / bandwidth
+        line = "".join(f"{rate:12.0f}" for rate in rates)
+        print(f"{name:<16}{line}{1000 * first:12.0f}{peak:10.0f}{bound:10.0%}")
+    if entries := rounds.get(OURS["fp32"]):
+        together, alone = (
+            statistics.median(entry[f"mixed_{name}"] for entry in entries) for name in ("together", "alone")
+        )
+        print(f"requests of mixed lengths that come and go, prompts included: {together:.0f}, one by one {alone:.0f}")
+
+
+def _weights_in(folder: Path) -> int:
+    names = ("*.safetensors", "*.onnx", "*.onnx.data")
+    return sum(file.stat().st_size for pattern in names for file in folder.glob(pattern))
+
+
+def _shown(found: dict[str, Any]) -> str:
+    parts = [f"{batch}: {found[f'batch_{batch}']['decode']:.0f}" for batch in BATCHES]
+    return f"decode {', '.join(parts)}; prefill {found['batch_1']['prefill']:.0f}; peak {found['peak_mb']:.0f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
