@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,9 @@ from onnxpress.exporter.recipe import recipes_folder
 from onnxpress.exporter.source import Source
 from onnxpress.exporter.state import State
 from onnxpress.runtime.evaluation import read_evaluation
-from onnxpress.runtime.measuring import FULL, QUICK, Workload, variant_command
+from onnxpress.runtime.generation.rows import LEAST_SHARED
+from onnxpress.runtime.generation.timing import POOL, WritingWorkload
+from onnxpress.runtime.measuring import FULL, QUICK, Timed, Workload, variant_command
 from onnxpress.runtime.measuring import measure as measure_processes
 from onnxpress.runtime.tokenizer import Tokenizer
 
@@ -20,6 +25,8 @@ BASELINE = "PyTorch eager"
 """The reference's row in the report, unless it is an ONNX file."""
 _LENGTHS = (16, 64, 256)
 _MIXED_TEXTS = 256
+_PROMPT_LENGTHS = (16, 128, 512)
+_NEW_TOKENS = 64
 _FILLER = "the order was sent to the old address and came back after two weeks so we called again"
 
 
@@ -28,7 +35,9 @@ def measure(state: State) -> State:
     state = dataclasses.replace(state, cached=False)
     if state.config.measure == "none":
         return state
-    workload, facts = _workload(state)
+    workload: Timed
+    facts: dict[str, Any]
+    workload, facts = _writing_workload(state) if state.task == "text-generation" else _workload(state)
     # The graph written from an ONNX file does the pooling that the file leaves to its caller.
     graph = state.traced if state.source.onnx is not None and state.task == "feature-extraction" else None
     baseline = baseline_command(state.source, state.task, state.config, state.threads, graph)
@@ -61,6 +70,22 @@ def _workload(state: State) -> tuple[Workload, dict[str, Any]]:
     }
 
 
+def _writing_workload(state: State) -> tuple[WritingWorkload, dict[str, Any]]:
+    assert state.facts is not None
+    settings = state.facts.settings.tokenizer
+    tokenizer = Tokenizer(Path(state.folder / settings.file), settings)
+    new_tokens = min(_NEW_TOKENS, settings.max_length // 4)
+    lengths = sorted({min(size, settings.max_length // 2) for size in _PROMPT_LENGTHS})
+    made = prompts_of(tokenizer, lengths)
+    prompts = {max(len(encoding) for encoding in tokenizer.encode(texts)): texts for texts in made}
+    after = list(prompts)[len(prompts) // 2]
+    return WritingWorkload(prompts, after, new_tokens), {
+        "prompt_tokens": after,
+        "new_tokens": new_tokens,
+        "provider": "CPUExecutionProvider" if state.config.target == "cpu" else state.config.target,
+    }
+
+
 def baseline_name(source: Source) -> str:
     """What the reference is called in the report."""
     return BASELINE if source.onnx is None else source.reference
@@ -69,6 +94,32 @@ def baseline_name(source: Source) -> str:
 def own_texts() -> list[str]:
     """The sentences this project ships."""
     return read_evaluation([recipes_folder() / "sentence_pairs.tsv"], "feature-extraction").texts
+
+
+def prompts_of(tokenizer: Tokenizer, lengths: Sequence[int]) -> list[list[str]]:
+    """POOL prompts for each number of tokens, with as many where that can be. All begin with other tokens, so that
+    nothing of one is in the cache for another; a tokenizer that knows hardly any word gives fewer."""
+
+    def count(words: Sequence[str]) -> int:
+        return len(tokenizer.encode([" ".join(words)])[0])
+
+    def of_length(opening: Sequence[str], tokens: int) -> str:
+        words = [*opening, *itertools.islice(itertools.cycle(filler), tokens)]
+        kept = max(3, bisect.bisect_right(range(len(words)), tokens, key=lambda number: count(words[:number])) - 1)
+        words = words[:kept]
+        while count([*words, "a"]) <= tokens:
+            words.append("a")
+        return " ".join(words)
+
+    filler = _FILLER.split()
+    openings: dict[tuple[int, ...], tuple[str, ...]] = {}
+    for opening in itertools.permutations(dict.fromkeys(filler), 3):
+        beginning = tuple(tokenizer.encode([" ".join([*opening, *filler])])[0].ids[:LEAST_SHARED])
+        openings.setdefault(beginning, opening)
+        if len(openings) == POOL * len(lengths):
+            break
+    chosen = list(openings.values())
+    return [[of_length(opening, size) for opening in chosen[i :: len(lengths)]] for i, size in enumerate(lengths)]
 
 
 def text_of(tokenizer: Tokenizer, tokens: int) -> str:

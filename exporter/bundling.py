@@ -106,6 +106,8 @@ def _variant(state: State, variant: VariantState) -> Variant:
     files = sorted(path.relative_to(state.folder).as_posix() for path in (state.folder / variant.name).iterdir())
     measured = state.measurements.get(variant.name)
     short = measured.latency[0] if measured and measured.latency else None
+    # Decoders have another unit, which report.json tells.
+    rates = [row["texts_per_second"] for row in measured.throughput if "texts_per_second" in row] if measured else []
     return Variant(
         name=variant.name,
         precision=variant.precision,
@@ -118,7 +120,7 @@ def _variant(state: State, variant: VariantState) -> Variant:
         accuracy=variant.accuracy,
         agreement=variant.parity.agreement if variant.parity else None,
         latency_ms=short["p50_ms"] if short else None,
-        texts_per_second=max(row["texts_per_second"] for row in measured.throughput) if measured else None,
+        texts_per_second=max(rates, default=None),
         peak_memory_bytes=measured.peak_memory_bytes if measured else None,
         parity_kind=variant.parity.kind if variant.parity else "cosine",
         parity_threshold=variant.parity.threshold if variant.parity else 0.0,

@@ -8,6 +8,7 @@ from onnxpress.exporter import bundling
 from onnxpress.exporter.benchmark import baseline_name
 from onnxpress.exporter.gate import DEFAULT_MAX_DROP
 from onnxpress.exporter.state import State, VariantState
+from onnxpress.runtime.measuring import Measurement
 
 _SHORTEST = 0  # latency is judged at the shortest length measured: one short request, the common case of a service
 
@@ -27,16 +28,24 @@ def _score(state: State, variant: VariantState) -> float:
     measured = state.measurements.get(variant.name)
     if measured is None:
         return {"int4": 3.0, "int8": 2.0, "fp32": 1.0}.get(variant.precision, 0.0)
+    if state.task == "text-generation":
+        return _tokens_per_second(measured, alone=state.config.objective == "latency")
     if state.config.objective == "latency":
         return -float(measured.latency[_SHORTEST]["p50_ms"])
     return max(float(row["texts_per_second"]) for row in measured.throughput)
+
+
+def _tokens_per_second(measured: Measurement, alone: bool) -> float:
+    """New tokens a second of one request alone, or of as many together as suits the decoder best."""
+    rates = {int(row["batch"]): float(row["tokens_per_second"]) for row in measured.throughput}
+    return rates[min(rates)] if alone else max(rates.values())
 
 
 def _reason(state: State, best: VariantState, able: list[VariantState]) -> str:
     held = f"agrees with {state.source.reference}"
     if state.evaluation is not None:
         allowed = DEFAULT_MAX_DROP if state.config.max_accuracy_drop is None else state.config.max_accuracy_drop
-        held = f"loses at most {allowed:g} point{'' if allowed == 1 else 's'}"
+        held = f"loses at most {state.evaluation.amount(allowed)}"
     field = f"of the {len(able)} variants that {held.replace('loses', 'lose').replace('agrees', 'agree')}"
     if len(able) == 1:
         field = f"as the only variant that {held}"
@@ -45,6 +54,8 @@ def _reason(state: State, best: VariantState, able: list[VariantState]) -> str:
         return f"the smallest, {bundling.variant_size_bytes(state, best.name) / 1e6:.1f} MB, {field}"
     if measured is None:
         return f"usually the fastest (nothing was measured), {field}"
+    if state.task == "text-generation":
+        return f"{_fastest_writer(state, measured)}, {field}"
     if state.config.objective == "latency":
         row = measured.latency[_SHORTEST]
         return f"the lowest latency, {row['p50_ms']:.2f} ms for {row['tokens']} tokens, {field}"
@@ -52,3 +63,11 @@ def _reason(state: State, best: VariantState, able: list[VariantState]) -> str:
     baseline = max(row["texts_per_second"] for row in state.measurements[baseline_name(state.source)].throughput)
     gain = f"{rate / baseline:.1f}x {state.source.reference}"
     return f"the highest throughput, {rate:,.0f} texts a second ({gain}), {field}"
+
+
+def _fastest_writer(state: State, measured: Measurement) -> str:
+    alone = state.config.objective == "latency"
+    rate, batch = _tokens_per_second(measured, alone), max(int(row["batch"]) for row in measured.throughput)
+    gain = rate / _tokens_per_second(state.measurements[baseline_name(state.source)], alone)
+    whom = "one request" if alone else f"up to {batch} requests together"
+    return f"the most new tokens a second for {whom}, {rate:,.0f} ({gain:.1f}x {state.source.reference})"

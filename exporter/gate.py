@@ -131,7 +131,7 @@ def _check_accuracy(state: State, variant: VariantState) -> VariantState:
     )
     if not drop <= allowed:  # also when the accuracy is not a number
         figures = f"{after:.2f} against {before:.2f} of {state.source.reference}"
-        failure = f"loses {drop:.2f} points ({figures}), allowed {allowed:g}"
+        failure = f"loses {state.evaluation.amount(drop, '.2f')} ({figures}), allowed {allowed:g}"
         return dataclasses.replace(variant, status="failed", failure=failure)
     return variant
 

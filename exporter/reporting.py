@@ -147,11 +147,15 @@ def _figures(measured: Measurement | None) -> dict[str, Any]:
     if measured is None:
         return {"latency": [], "throughput": [], "peak_memory_bytes": None, "cold_start_seconds": None}
     return {
-        "latency": measured.latency,
-        "throughput": [row | {"texts_per_second": round(row["texts_per_second"], 1)} for row in measured.throughput],
+        "latency": [_rounded_rates(row) for row in measured.latency],
+        "throughput": [_rounded_rates(row) for row in measured.throughput],
         "peak_memory_bytes": measured.peak_memory_bytes,
         "cold_start_seconds": round(measured.cold_start_seconds, 3),
     }
+
+
+def _rounded_rates(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 1) if name.endswith("_per_second") else value for name, value in row.items()}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from onnxpress.runtime.errors import OnnxpressError
 from onnxpress.runtime.paths import user_cache
@@ -43,6 +43,24 @@ QUICK = Plan(rounds=2, latency_seconds=0.4, throughput_seconds=0.5, batches=(1, 
 FULL = Plan(rounds=5, latency_seconds=4.0, throughput_seconds=4.0, batches=(1, 8, 32, 256), cold_starts=3)
 
 
+Figures = dict[str, dict[str, list[dict[str, Any]]]]
+"""Of each model: `latency` and `throughput`, as in report.json (docs/bundle.md)."""
+
+
+class Asks(Protocol):
+    """A measuring process."""
+
+    def ask(self, **command: Any) -> Any:
+        """Its answer to a command."""
+
+
+class Timed(Protocol):
+    """What models are timed on."""
+
+    def measure(self, workers: Mapping[str, Asks], plan: Plan, progress: Callable[[str, float], None]) -> Figures:
+        """Time them in turn; `progress` hears of what is being done and the fraction done."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Workload:
     """What every model is timed on."""
@@ -51,6 +69,38 @@ class Workload:
     """A text for each number of tokens whose latency is measured."""
     mixed: Sequence[str]
     """Texts of mixed lengths, in mixed order, for throughput."""
+
+    def measure(self, workers: Mapping[str, Asks], plan: Plan, progress: Callable[[str, float], None]) -> Figures:
+        """Figures of each model."""
+        latencies: dict[str, dict[int, list[float]]] = {name: {size: [] for size in self.short} for name in workers}
+        rates: dict[str, dict[int, list[float]]] = {name: {size: [] for size in plan.batches} for name in workers}
+        steps = plan.rounds * (len(self.short) + len(plan.batches)) * len(workers)
+        done = 0
+        for _ in range(plan.rounds):
+            for size, text in self.short.items():
+                for name, worker in workers.items():
+                    progress(f"{name}, {size} tokens", done / steps)
+                    latencies[name][size] += worker.ask(do="latency", text=text, seconds=plan.latency_seconds)
+                    done += 1
+            for batch in plan.batches:
+                # One text at a time is slow enough to need fewer texts for a whole pass.
+                texts = list(self.mixed if batch > 1 else self.mixed[:32])
+                for name, worker in workers.items():
+                    progress(f"{name}, batches of {batch}", done / steps)
+                    rates[name][batch].append(
+                        worker.ask(do="throughput", texts=texts, batch=batch, seconds=plan.throughput_seconds)
+                    )
+                    done += 1
+        return {
+            name: {
+                "latency": [latency_row(size, times) for size, times in latencies[name].items()],
+                "throughput": [
+                    {"batch": batch, "texts_per_second": statistics.median(found)}
+                    for batch, found in rates[name].items()
+                ],
+            }
+            for name in workers
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +159,7 @@ class Worker:
 
 def measure(
     commands: Mapping[str, Sequence[str]],
-    workload: Workload,
+    workload: Timed,
     plan: Plan,
     progress: Callable[[str, float], None] = lambda detail, fraction: None,
 ) -> dict[str, Measurement]:
@@ -117,7 +167,7 @@ def measure(
 
     Args:
         commands: for each model's name, the command line of a process that runs `workers.serve`.
-        workload: the texts.
+        workload: what they are timed on.
         plan: how much to measure.
         progress: called with what is being measured and the fraction done.
     """
@@ -137,46 +187,16 @@ def measure(
                     worker.close()
             workers[name] = worker
             stack.callback(worker.close)
-        return _measure_in_turn(workers, starts, workload, plan, progress)
-
-
-def _measure_in_turn(
-    workers: Mapping[str, Worker],
-    starts: Mapping[str, list[float]],
-    workload: Workload,
-    plan: Plan,
-    progress: Callable[[str, float], None],
-) -> dict[str, Measurement]:
-    latencies: dict[str, dict[int, list[float]]] = {name: {size: [] for size in workload.short} for name in workers}
-    rates: dict[str, dict[int, list[float]]] = {name: {size: [] for size in plan.batches} for name in workers}
-    steps = plan.rounds * (len(workload.short) + len(plan.batches)) * len(workers)
-    done = 0
-    for _ in range(plan.rounds):
-        for size, text in workload.short.items():
-            for name, worker in workers.items():
-                progress(f"{name}, {size} tokens", done / steps)
-                latencies[name][size] += worker.ask(do="latency", text=text, seconds=plan.latency_seconds)
-                done += 1
-        for batch in plan.batches:
-            # One text at a time is slow enough to need fewer texts for a whole pass.
-            texts = list(workload.mixed if batch > 1 else workload.mixed[:32])
-            for name, worker in workers.items():
-                progress(f"{name}, batches of {batch}", done / steps)
-                rates[name][batch].append(
-                    worker.ask(do="throughput", texts=texts, batch=batch, seconds=plan.throughput_seconds)
-                )
-                done += 1
-    return {
-        name: Measurement(
-            latency=[_latency_row(size, times) for size, times in latencies[name].items()],
-            throughput=[
-                {"batch": batch, "texts_per_second": statistics.median(found)} for batch, found in rates[name].items()
-            ],
-            peak_memory_bytes=worker.ask(do="memory"),
-            cold_start_seconds=statistics.median(starts[name]),
-        )
-        for name, worker in workers.items()
-    }
+        figures = workload.measure(workers, plan, progress)
+        return {
+            name: Measurement(
+                latency=figures[name]["latency"],
+                throughput=figures[name]["throughput"],
+                peak_memory_bytes=worker.ask(do="memory"),
+                cold_start_seconds=statistics.median(starts[name]),
+            )
+            for name, worker in workers.items()
+        }
 
 
 def variant_command(folder: Path, variant: str, threads: int) -> list[str]:
@@ -184,7 +204,8 @@ def variant_command(folder: Path, variant: str, threads: int) -> list[str]:
     return [sys.executable, "-m", "onnxpress.runtime.workers", os.fspath(folder), variant, str(threads)]
 
 
-def _latency_row(tokens: int, seconds: Sequence[float]) -> dict[str, Any]:
+def latency_row(tokens: int, seconds: Sequence[float]) -> dict[str, Any]:
+    """A row of `latency` for one text of so many tokens that took so long each time."""
     ordered = sorted(seconds)
 
     def percentile(share: float) -> float:

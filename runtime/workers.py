@@ -16,33 +16,65 @@ from typing import TYPE_CHECKING, Any
 from onnxpress.runtime.machine import peak_memory_bytes
 
 if TYPE_CHECKING:
+    from onnxpress.runtime.generation.timing import Writes
     from onnxpress.runtime.tasks import TaskModel
-    from onnxpress.runtime.workload import Work, Writes
+    from onnxpress.runtime.workload import Work
+
+_FIRST_TEXT = "The first text a new process answers."
+
+
+Answer = Callable[[dict[str, Any]], Any]
 
 
 def serve(load: Callable[[], TaskModel | Writes]) -> None:
-    """Load a model, then answer commands until stdin ends. A text is one unit of the model's work (workload.py).
+    """Load a model, then answer commands until stdin ends.
 
-    Commands, one JSON object a line: {"do": "latency", "text", "seconds"} -> seconds of each call;
-    {"do": "throughput", "texts", "batch", "seconds"} -> texts per second; {"do": "memory"} -> peak bytes.
+    Commands, one JSON object a line: {"do": "memory"} -> peak bytes; of decoders those of `_writing`, of all other
+    models those of `_reading`.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     model = load()
-    from onnxpress.runtime.workload import work_of
+    from onnxpress.runtime.tasks import TaskModel
 
-    work = work_of(model)
-    work(["The first text a new process answers."])
+    answer = _reading(model) if isinstance(model, TaskModel) else _writing(model)
     print(json.dumps({"ready": True}), file=answers)
     for line in sys.stdin:
         command = json.loads(line)
+        found = peak_memory_bytes() if command["do"] == "memory" else answer(command)
+        print(json.dumps({"answer": found}), file=answers)
+
+
+def _reading(model: TaskModel) -> Answer:
+    """{"do": "latency", "text", "seconds"} -> seconds of each call; {"do": "throughput", "texts", "batch", "seconds"}
+    -> texts per second. A text is one unit of the model's work (workload.py)."""
+    from onnxpress.runtime.workload import work_of
+
+    work = work_of(model)
+    work([_FIRST_TEXT])
+
+    def answer(command: dict[str, Any]) -> Any:
         if command["do"] == "latency":
-            answer: Any = _latency(work, command["text"], command["seconds"])
-        elif command["do"] == "throughput":
-            answer = _throughput(work, command["texts"], command["batch"], command["seconds"])
-        else:
-            answer = peak_memory_bytes()
-        print(json.dumps({"answer": answer}), file=answers)
+            return _latency(work, command["text"], command["seconds"])
+        return _throughput(work, command["texts"], command["batch"], command["seconds"])
+
+    return answer
+
+
+def _writing(model: Writes) -> Answer:
+    """{"do": "first_token", "prompts", "seconds"} -> seconds of each call; {"do": "decoding", "prompts", "batch",
+    "new_tokens", "seconds"} -> new tokens per second (generation/timing.py)."""
+    from onnxpress.runtime.generation.timing import Timing
+
+    timing = Timing(model)
+    timing.write([_FIRST_TEXT], 1)
+
+    def answer(command: dict[str, Any]) -> Any:
+        if command["do"] == "first_token":
+            return timing.first_token(command["prompts"], command["seconds"])
+        return timing.decoding(command["prompts"], command["batch"], command["new_tokens"], command["seconds"])
+
+    return answer
 
 
 def _latency(work: Work, text: str, seconds: float) -> list[float]:
@@ -74,10 +106,10 @@ def main() -> None:
     """Measure the variant named on the command line."""
     folder, variant, threads = sys.argv[1:4]
 
-    def load_variant() -> TaskModel:
+    def load_variant() -> TaskModel | Writes:
         from onnxpress.runtime.model import load
 
-        model: TaskModel = load(folder, variant=variant, threads=int(threads))
+        model: TaskModel | Writes = load(folder, variant=variant, threads=int(threads))
         return model
 
     serve(load_variant)

@@ -1,9 +1,12 @@
-"""What a model of each task does with a list of texts when it is measured: one unit of its work for each text."""
+"""What a model of each task does with a list of texts when it is measured: one unit of its work for each text.
+
+Decoders have no such unit; what is measured of them is in runtime/generation/timing.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from onnxpress.runtime.tasks.answering import Reader
 from onnxpress.runtime.tasks.base import TaskModel
@@ -18,24 +21,11 @@ QUERY = "when does the order arrive"
 HYPOTHESIS = "This example is about an order."
 
 
-class Writes(Protocol):
-    """A model that continues texts, greedily at temperature 0."""
-
-    def generate(self, prompts: list[str], /, **options: Any) -> Any:
-        """An answer to each prompt."""
-
-
-NEW_TOKENS = 16
-"""What a decoder writes for a text, whatever it is."""
-
 Work = Callable[[list[str]], Any]
 
 
-def work_of(model: TaskModel | Writes) -> Work:
+def work_of(model: TaskModel) -> Work:
     """The function that is timed: texts to answers."""
-    if not isinstance(model, TaskModel):
-        options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "temperature": 0.0, "ignore_eos": True}
-        return lambda texts: model.generate(texts, **options)
     if isinstance(model, Embedder):
         return model.embed
     if isinstance(model, Classifier):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,6 +66,28 @@ def state(folder: Path, config: ExportConfig, measured: bool = True, **status: s
 )
 def test_the_objective_decides(tmp_path: Path, objective: Any, expected: str, reason: str) -> None:
     chosen = choose(state(tmp_path, ExportConfig(objective=objective)))
+    assert chosen.default == expected
+    assert reason in chosen.default_reason
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected", "reason"),
+    [
+        ("throughput", "fp32", "the most new tokens a second for up to 16 requests together, 900 (3.0x PyTorch)"),
+        ("latency", "int8", "the most new tokens a second for one request, 90 (4.5x PyTorch)"),
+    ],
+)
+def test_decoders_are_chosen_by_new_tokens_a_second(tmp_path: Path, objective: Any, expected: str, reason: str) -> None:
+    rates = {BASELINE: (20.0, 300.0), "fp32": (60.0, 900.0), "fp16": (50.0, 500.0), "int8": (90.0, 800.0)}
+    given = state(tmp_path, ExportConfig(objective=objective))
+    measurements = {
+        name: dataclasses.replace(
+            given.measurements[name],
+            throughput=[{"batch": 1, "tokens_per_second": alone}, {"batch": 16, "tokens_per_second": together}],
+        )
+        for name, (alone, together) in rates.items()
+    }
+    chosen = choose(dataclasses.replace(given, task="text-generation", measurements=measurements))
     assert chosen.default == expected
     assert reason in chosen.default_reason
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from onnxpress.cli.display import result_table
-from onnxpress.cli.inspect import evaluated_on, head_facts
+from onnxpress.cli.inspect import evaluated_on, head_facts, writing_rates
 from onnxpress.runtime.manifest import LabelSettings, MaskSettings, TaskSettings, TokenizerSettings
 from tests.report_fixtures import (
     Report,
@@ -21,6 +21,7 @@ from tests.report_fixtures import (
     tagger,
     unmeasured,
     without_evaluation,
+    writer,
 )
 
 
@@ -64,6 +65,15 @@ def test_what_was_not_measured_is_a_dash() -> None:
     assert rows[2].split() == ["int8", "0.99870", "-", "-", "-", "-", "22.9", "default"]
 
 
+def test_a_decoder_shows_its_prompts_the_wait_and_its_tokens() -> None:
+    heading, baseline, *_, int4 = lines(writer(), 120)
+    assert "prompt tok/s  first ms  tok/s  tok/s x16" in heading
+    assert baseline.split()[2:8] == ["104.59", "1.00000", "446", "143.5", "54", "249"]
+    assert int4.split()[1:7] == ["105.10", "0.99870", "1,626", "39.4", "1,479", "2,273"]
+    heading, *_ = lines(writer(), 80)
+    assert "tok/s x16" in heading
+
+
 def test_failed_variants_are_called_failed() -> None:
     assert [line.split()[-1] for line in lines(one_survivor(), 120)] == [
         *("status", "baseline", "default", "failed", "failed"),
@@ -84,6 +94,16 @@ def test_labels_are_counted_and_the_first_few_named() -> None:
 
 def test_the_mask_is_named() -> None:
     assert dict(head_facts(settings(mask=MaskSettings("[MASK]", 103)))) == {"mask": "[MASK], id 103"}
+
+
+def test_how_fast_a_decoder_writes_is_read_from_the_report_where_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    assert writing_rates(file) == {}
+    file.write_text(json.dumps(writer()))
+    assert writing_rates(file) == {"fp32": 2396.8, "int8": 2510.0, "int4": 2273.0}
+    for useless in (json.dumps(full_report()), "{", "[]", '{"variants": {}}'):
+        file.write_text(useless)
+        assert writing_rates(file) == {}
 
 
 def test_the_evaluation_is_read_from_the_report_where_it_is(tmp_path: Path) -> None:

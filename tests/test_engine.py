@@ -729,6 +729,26 @@ def test_closing_cancels_what_runs_and_waits_and_a_later_request_starts_anew(new
     assert list(engine.submit(request([5, 6], 3)).result(10).token_ids) == alone([5, 6], 3)
 
 
+def test_closing_does_not_wait_for_a_request_that_comes_meanwhile(
+    new_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine(most_rows=1)
+    running = engine.submit(request([5, 6], 200, chooser=Greedy(delay=0.005), text=Numbers(end=None)))
+    late: list[Request] = []
+    clear = engine._scheduler.clear
+
+    def while_it_closes() -> None:
+        if not late:
+            late.append(engine.submit(request([5, 6], 20, chooser=Greedy(delay=0.02), text=Numbers(end=None))))
+        clear()
+
+    monkeypatch.setattr(engine._scheduler, "clear", while_it_closes)
+    engine.close()
+    assert running.result(0).finish_reason == "cancelled"
+    assert not late[0].done
+    assert list(late[0].result(10).token_ids) == alone([5, 6], 20, end=None)
+
+
 def test_another_process_is_refused(new_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = new_engine()
     loaded_in = os.getpid()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,13 @@ import transformers
 import onnxpress
 from onnxpress.cli import main
 from onnxpress.exporter import Thresholds
+from onnxpress.exporter.baseline import load_baseline
+from onnxpress.exporter.benchmark import prompts_of
 from onnxpress.exporter.quiet import quiet
+from onnxpress.exporter.source import resolve_source
+from onnxpress.runtime.generation.rows import LEAST_SHARED
+from onnxpress.runtime.generation.timing import BATCHES, POOL, Timing, WritingWorkload
+from onnxpress.runtime.measuring import Plan
 from tests.models import save_decoder
 
 PROMPTS = ["the order was not sent", "where", "my cat is not the dog , the order", "is the parcel sent ?"]
@@ -37,7 +44,7 @@ def bundle(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_bundle_is_for_generation(bundle: Path) -> None:
     manifest = json.loads((bundle / "onnxpress.json").read_text())
     assert manifest["task"] == "text-generation"
-    assert [variant["name"] for variant in manifest["variants"]] == ["fp32", "fp16", "int8", "int4"], reasons(bundle)
+    assert [variant["name"] for variant in manifest["variants"]] == ["fp32", "int8", "int4"], reasons(bundle)
     assert manifest["generation"]["context"] == 96
     assert manifest["generation"]["kv_heads"] == [2, 2]
     assert manifest["generation"]["eos_ids"] == [3]
@@ -86,6 +93,58 @@ def test_the_command_continues_a_prompt_and_lines(
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["line"] for record in records] == [1, 2, 3, 4]
     assert records[0]["text"] == streamed.removesuffix("\n")
+
+
+def test_what_is_timed_of_a_decoder_and_of_pytorch_is_the_same(folder: Path, bundle: Path) -> None:
+    """The two halves of the measurement, without their processes."""
+    source = resolve_source(str(folder), onnxpress.ExportConfig())
+    models: dict[str, Any] = {
+        "PyTorch": load_baseline(source, "text-generation", onnxpress.ExportConfig()),
+        "fp32": onnxpress.load(bundle, variant="fp32", task="text-generation"),
+    }
+    tokenizer = models["fp32"].tokenizer
+    prompts = dict(zip((30, 48), prompts_of(tokenizer, (30, 48)), strict=True))
+    for size, texts in prompts.items():
+        assert len(texts) == POOL
+        assert max(len(encoding) for encoding in tokenizer.encode(texts)) == size
+    every = tokenizer.encode([text for texts in prompts.values() for text in texts])
+    assert len({tuple(encoding.ids[:LEAST_SHARED]) for encoding in every}) == 2 * POOL
+    workers = {name: InThisProcess(Timing(model)) for name, model in models.items()}
+    plan = Plan(rounds=1, latency_seconds=0.0, throughput_seconds=0.0, batches=(), cold_starts=1)
+    progress: list[float] = []
+    found = WritingWorkload(prompts, 30, 5).measure(workers, plan, lambda _, fraction: progress.append(fraction))
+    for name in models:
+        assert [row["tokens"] for row in found[name]["latency"]] == [30, 48]
+        assert all(row["tokens_per_second"] > 0 for row in found[name]["latency"])
+        assert [row["batch"] for row in found[name]["throughput"]] == list(BATCHES)
+        assert all(row["tokens_per_second"] > 0 for row in found[name]["throughput"])
+    assert models["fp32"].engine.state.counts.reused_tokens == 0
+    assert progress == sorted(progress)
+    models["fp32"].close()
+
+
+class InThisProcess:
+    """A measuring process that is none."""
+
+    def __init__(self, timing: Timing) -> None:
+        self.timing = timing
+
+    def ask(self, **command: Any) -> Any:
+        return getattr(self.timing, command.pop("do"))(**command)
+
+
+@pytest.mark.slow
+def test_measuring_gives_every_figure_of_a_decoder(folder: Path, tmp_path: Path) -> None:
+    config = onnxpress.ExportConfig(measure="quick", variants=("fp32",))
+    result = onnxpress.export(folder, tmp_path / "b", config)
+    for row in (result.report["baseline"], result.report["variants"][0]):
+        assert row["latency"][-1]["tokens"] == 48  # half of the context
+        assert all(entry["p50_ms"] > 0 and entry["tokens_per_second"] > 0 for entry in row["latency"])
+        assert [entry["batch"] for entry in row["throughput"]] == [1, 16]
+        assert row["peak_memory_bytes"] > 10e6
+    assert result.manifest.variants[0].latency_ms is not None
+    assert result.manifest.variants[0].texts_per_second is None
+    assert "new tokens a second" in result.report["default"]["reason"]
 
 
 def test_a_model_without_a_chat_template_says_so(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

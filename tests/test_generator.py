@@ -206,6 +206,8 @@ def test_a_grammar_holds_whatever_the_model_wants(generator: Generator) -> None:
         ("x", {"stop": 3}, "stop is of type int"),
         ("x", {"temprature": 1}, "unknown option 'temprature'"),
         ("x", {"timeout_seconds": -1}, "timeout_seconds is -1"),
+        ("x", {"grammar": "[a-z]+"}, "the grammar is of type str; make one with json_schema"),
+        ("x", {"grammar": {"type": "object"}}, "the grammar is of type dict"),
         ("x", {"grammar": regex("(")}, "the regular expression cannot be used"),
         ("x", {"grammar": json_schema({"type": "nothing"})}, "the JSON schema cannot be used"),
         ("x \ud800", {}, "a lone surrogate at position 2"),

@@ -32,6 +32,7 @@ from tests.report_fixtures import (
     unmeasured,
     with_logits,
     without_evaluation,
+    writer,
 )
 
 VOID = {"br", "link", "meta"}
@@ -244,6 +245,44 @@ def test_models_without_embeddings_are_not_spoken_of_as_embedders() -> None:
     for word in ("dimension", "Pooling", "Normalized", "embedding"):
         assert word not in text
     assert "labels" not in Page(render_report(full_report())).text
+
+
+def test_a_decoder_is_judged_by_how_it_writes() -> None:
+    page = Page(render_report(writer()))
+    rows = page.rows("All variants")
+    assert rows["Variant"][1:7] == [
+        "Perplexity",
+        "Rise %, at most 1",
+        "Prompt tokens/s, 64 tokens",
+        "First token ms, 64 tokens",
+        "One request new tokens/s",
+        "16 requests new tokens/s",
+    ]
+    assert rows["int4 default"][1:7] == ["105.10", "0.49", "1,626", "39.4", "1,479", "2,273"]
+    text = "".join(page.text.split())
+    for shown in (
+        "One request 27.4× faster 1,479 against 53.9 tokens/s",
+        "16 requests together 9.1× faster 2,273 against 249 tokens/s",
+        "First token after 64 tokens 3.6× faster 39.4 against 144 ms",
+        "+0.49 % 105.10 against 104.59",
+        "Time to the first token",
+        "Accuracy drop allowed 1 %",
+    ):
+        assert shown.replace(" ", "") in text, shown
+    for word in ("texts/s", "Texts a second", "points", "Spearman"):
+        assert word not in page.text
+
+
+def test_of_perplexity_less_is_further_up() -> None:
+    html = render_report(writer())
+    assert "On the Pareto front: int4 (default), int8, fp32." in html
+    assert "Perplexity (lower is better)" in html
+    assert "highest accepted: PyTorch + 1 %" in html
+    chart = html[html.index('id="accuracy-chart-wide-title"') :]
+    ticks = re.findall(r'y="([\d.]+)" class="tick end">(\d+\.\d+)<', chart[: chart.index("</svg>")])
+    heights = [float(y) for y, _ in sorted(ticks, key=lambda tick: float(tick[1]))]
+    assert len(heights) > 2
+    assert heights == sorted(heights)
 
 
 def test_of_many_labels_the_first_few_are_named() -> None:

@@ -22,6 +22,7 @@ from onnxpress.exporter.page.values import (
     capitalized,
     figure,
     fixed,
+    lower_is_better,
     megabytes,
     metrics,
     number,
@@ -29,6 +30,8 @@ from onnxpress.exporter.page.values import (
     reference,
     reference_tokens,
     significant,
+    token_milliseconds,
+    writes,
 )
 
 # Pixels inside a card, on a desktop, a tablet and a phone 390 pixels wide. The names are those of report.css.
@@ -38,11 +41,12 @@ _LIMIT_SHARE = 0.03
 
 
 def accuracy_chart(report: Report) -> Html | None:
-    """Accuracy versus latency: who is both fast and right."""
+    """Accuracy versus latency, of a decoder that of a new token: who is both fast and right."""
     tokens, decimals = reference_tokens(report), accuracy_decimals(report)
     points, missing = [], []
     for row in all_series(report):
-        x, y = figure(row.latency(tokens), "p50_ms"), accuracy(report, row)
+        x = token_milliseconds(row) if writes(report) else figure(row.latency(tokens), "p50_ms")
+        y = accuracy(report, row)
         if x is None or y is None:
             missing.append(f"{row.name} ({'failed' if row.status == 'failed' else 'not measured here'})")
         else:
@@ -50,15 +54,17 @@ def accuracy_chart(report: Report) -> Html | None:
     if not points:
         return None
     # What does not show in the figures does not decide: nobody is "more accurate" in the seventh decimal.
-    front = pareto_front([(round(point.x, 2), round(point.y, decimals)) for point in points])
+    falls = lower_is_better(report)
+    front = pareto_front([(round(point.x, 2), round(-point.y if falls else point.y, decimals)) for point in points])
     on_front = [points[index].label for index in front]
     title = f"{_accuracy_name(report)} and latency of every variant"
     description = f"On the Pareto front: {', '.join(on_front)}. " + "; ".join(
         point.tip.replace("\n", ", ") for point in points
     )
+    cost = "Milliseconds a token, one request" if writes(report) else f"Latency p50, ms, one text of {tokens} tokens"
     axes = (
-        AxisText(f"Latency p50, ms, one text of {tokens} tokens", "lower is better"),
-        AxisText(_axis_title(report), "higher is better", _ceiling(report)),
+        AxisText(cost, "lower is better"),
+        AxisText(_axis_title(report), f"{'lower' if falls else 'higher'} is better", _ceiling(report), falls),
     )
 
     def draw(name: str, width: float) -> Html:
@@ -72,7 +78,7 @@ def accuracy_chart(report: Report) -> Html | None:
 
 
 def latency_chart(report: Report) -> Html | None:
-    """Median and 95th percentile for every length."""
+    """Median and 95th percentile for every length; of a decoder those of the first token, and its prompts' rate."""
     rows = all_series(report)
     lengths = sorted({length for row in rows for length in row.lengths()})
     panels = []
@@ -89,8 +95,10 @@ def latency_chart(report: Report) -> Html | None:
         panels.append(Panel(f"{tokens} tokens", bars))
     if not panels:
         return None
+    prompts = [head("Prompt", "tokens/s", numeric=True)] if writes(report) else []
     headings = [head("Tokens", numeric=True), head("Variant")]
     headings += [head(name, "ms", numeric=True) for name in ("p50", "p95", "p99")] + [head("Samples", numeric=True)]
+    headings += prompts
     table_rows = [
         element(
             "tr",
@@ -98,16 +106,18 @@ def latency_chart(report: Report) -> Html | None:
             row_head(row.label),
             *(cell(number(figure(row.latency(tokens), key), 2)) for key in ("p50_ms", "p95_ms", "p99_ms")),
             cell(number(figure(row.latency(tokens), "samples"), 0)),
+            *(cell(significant(figure(row.latency(tokens), "tokens_per_second"))) for _ in prompts),
         )
         for tokens in lengths
         for row in _timed(rows)
     ]
-    return _bar_figure("latency-chart", "Latency in milliseconds", panels, table("Latency", headings, table_rows))
+    title = "Time to the first token" if writes(report) else "Latency"
+    return _bar_figure("latency-chart", f"{title} in milliseconds", panels, table(title, headings, table_rows))
 
 
 def throughput_chart(report: Report) -> Html | None:
-    """Texts a second for every batch size."""
-    rows = all_series(report)
+    """Texts, or new tokens, a second for every batch size."""
+    rows, unit = all_series(report), "tokens/s" if writes(report) else "texts/s"
     batches = sorted({batch for row in rows for batch in row.batches()})
     panels = []
     for batch in batches:
@@ -115,18 +125,19 @@ def throughput_chart(report: Report) -> Html | None:
         panels.append(
             Panel(
                 f"Batch {batch}",
-                [_bar(row, rate, f"{row.name}, batch {batch}\n{significant(rate)} texts/s") for row, rate in rates],
+                [_bar(row, rate, f"{row.name}, batch {batch}\n{significant(rate)} {unit}") for row, rate in rates],
             )
         )
     if not panels:
         return None
-    headings = [head("Variant"), *(head(f"Batch {batch}", "texts/s", numeric=True) for batch in batches)]
+    headings = [head("Variant"), *(head(f"Batch {batch}", unit, numeric=True) for batch in batches)]
     table_rows = [
         element("tr", row_head(row.label), *(cell(significant(row.throughput(batch))) for batch in batches))
         for row in _timed(rows)
     ]
     figures = table("Throughput", headings, table_rows)
-    return _bar_figure("throughput-chart", "Throughput in texts a second", panels, figures, shared_scale=True)
+    title = f"Throughput in {'new tokens' if writes(report) else 'texts'} a second"
+    return _bar_figure("throughput-chart", title, panels, figures, shared_scale=True)
 
 
 def memory_chart(report: Report) -> Html | None:
@@ -194,8 +205,11 @@ def _latency_tip(row: Series, tokens: int | None) -> str:
 
 def _point_tip(report: Report, row: Series) -> str:
     lines = [row.label, f"{_accuracy_name(report)} {fixed(accuracy(report, row), accuracy_decimals(report))}"]
-    lines.append(f"Latency {_latency_tip(row, reference_tokens(report))}")
-    if (rate := row.best_throughput()) is not None:
+    latency = "First token" if writes(report) else "Latency"
+    lines.append(f"{latency} {_latency_tip(row, reference_tokens(report))}")
+    if writes(report):
+        lines += [f"Batch {batch} {significant(row.throughput(batch))} tokens/s" for batch in sorted(row.batches())]
+    elif (rate := row.best_throughput()) is not None:
         lines.append(f"Throughput {significant(rate)} texts/s")
     if (size := row.figure("size_bytes")) is not None:
         lines.append(f"Size {number(megabytes(size), 1)} MB")
@@ -221,7 +235,16 @@ def _drop_limit(report: Report) -> tuple[float, str] | None:
     """The least accuracy a variant had to reach, where it is near enough to be worth drawing."""
     baseline, allowed = baseline_series(report), figure(report, "max_accuracy_drop")
     reached = baseline.figure("accuracy") if baseline and report.get("evaluation") else None
-    if reached is None or allowed is None or allowed > _LIMIT_SHARE * abs(reached):
+    if reached is None or allowed is None:
+        return None
+    if lower_is_better(report):
+        highest = reached * (1 + allowed / 100)
+        return (
+            None
+            if allowed > 100 * _LIMIT_SHARE
+            else (highest, f"highest accepted: {reference(report)} + {allowed:g} %")
+        )
+    if allowed > _LIMIT_SHARE * abs(reached):
         return None
     return reached - allowed, f"lowest accepted: {reference(report)} − {allowed:g}"
 

@@ -7,7 +7,17 @@ from typing import Any
 
 from onnxpress.exporter.page.markup import Html, element
 from onnxpress.exporter.page.tables import definitions
-from onnxpress.exporter.page.values import MISSING, Report, capitalized, figure, number, part, reference
+from onnxpress.exporter.page.values import (
+    MISSING,
+    Report,
+    capitalized,
+    figure,
+    lower_is_better,
+    number,
+    part,
+    reference,
+    writes,
+)
 
 # What stands for one text where a task reads more than one (runtime/workload.py).
 _UNITS = {
@@ -26,10 +36,11 @@ def method_lead(report: Report) -> str:
         return "Nothing was timed (--measure none)."
     rounds = figure(measurement, "rounds")
     turns = "" if rounds is None else f", in {rounds:.0f} rounds" if rounds != 1 else ", in one round"
+    what = "on the same prompts, no two of which begin alike" if writes(report) else "on the same texts"
     unit = _UNITS.get(str(part(report, "model").get("task")))
     return (
         f"{capitalized(reference(report))} and every variant ran in processes of their own, in turn{turns}, with equal "
-        f"threads, on the same texts{f'; {unit}' if unit else ''}. Figures belong to this machine; ratios carry over "
+        f"threads, {what}{f'; {unit}' if unit else ''}. Figures belong to this machine; ratios carry over "
         "to others better than milliseconds do."
     )
 
@@ -76,6 +87,8 @@ def _measurement_facts(measured: Mapping[str, Any], evaluation: Mapping[str, Any
         ("Rounds", measured.get("rounds")),
         ("Threads", measured.get("threads")),
         ("Texts", measured.get("texts")),
+        ("Prompts written after", _tokens(measured, "prompt_tokens")),
+        ("New tokens a request", measured.get("new_tokens")),
         ("Tokens a text", lengths),
         ("Provider", measured.get("provider")),
         ("Evaluation files", _joined(evaluation.get("files"))),
@@ -104,12 +117,21 @@ def _model_facts(report: Report) -> list[tuple[str, object]]:
         ("Weights hash", _hash(model.get("weights_sha256"))),
         ("Target", report.get("target")),
         ("Objective", report.get("objective")),
-        ("Accuracy drop allowed", None if allowed is None else f"{allowed:g} point{'s' * (allowed != 1)}"),
+        ("Accuracy drop allowed", None if allowed is None else _loss(report, allowed)),
     ]
 
 
 def _joined(names: Sequence[object] | None) -> str:
     return ", ".join(map(str, names or []))
+
+
+def _tokens(measured: Mapping[str, Any], key: str) -> str | None:
+    count = figure(measured, key)
+    return None if count is None else f"{count:,.0f} tokens"
+
+
+def _loss(report: Report, allowed: float) -> str:
+    return f"{allowed:g} %" if lower_is_better(report) else f"{allowed:g} point{'s' * (allowed != 1)}"
 
 
 def _hash(value: object) -> Html | None:

@@ -29,6 +29,8 @@ from onnxpress.exporter.page.values import (
     compares_logits,
     default_series,
     figure,
+    loss_unit,
+    lower_is_better,
     megabytes,
     metrics,
     moment,
@@ -38,6 +40,7 @@ from onnxpress.exporter.page.values import (
     reference_tokens,
     signed,
     significant,
+    writes,
 )
 
 
@@ -153,19 +156,33 @@ def _key_figures(report: Report) -> Html:
     def before(read: Callable[[Series], float | None]) -> float | None:
         return None if baseline is None else read(baseline)
 
+    def rate(batch: int) -> Html:
+        name = "One request" if batch == 1 else f"{batch} requests together"
+        after, was = default.throughput(batch), before(lambda row: row.throughput(batch))
+        return _speed_card(name, after, was, "tokens/s", unknown, higher=True)
+
+    latency_title = "First token after" if writes(report) else "Latency,"
+    if writes(report):
+        rates = [rate(batch) for batch in sorted(default.batches()) or [1]]
+    else:
+        after, was = default.best_throughput(), before(Series.best_throughput)
+        rates = [_speed_card("Throughput", after, was, "texts/s", unknown, higher=True)]
     cards = [
+        *rates,
         _speed_card(
-            "Throughput", default.best_throughput(), before(Series.best_throughput), "texts/s", unknown, higher=True
-        ),
-        _speed_card(
-            f"Latency, {tokens} tokens" if tokens else "Latency", latency(default), before(latency), "ms", unknown
+            f"{latency_title} {tokens or 'some'} tokens" if tokens or writes(report) else "Latency",
+            latency(default),
+            before(latency),
+            "ms",
+            unknown,
         ),
         _saving_card("Peak memory", memory(default), before(memory), 0, unknown),
         _saving_card("Size on disk", size(default), before(size), 1, unknown),
         _accuracy_card(report, default, baseline),
     ]
     title = element("h2", f"The default against {name}", class_="unseen")
-    return element("section", title, element("dl", cards, class_="key"), id="key-figures")
+    listed = element("dl", cards, class_="key six" if len(cards) == 6 else "key")
+    return element("section", title, listed, id="key-figures")
 
 
 def _card(title: str, value: str, *below: str) -> Html:
@@ -209,27 +226,30 @@ def _accuracy_card(report: Report, default: Series, baseline: Series | None) -> 
     below = [f"{number(after, 2)} against {number(before, 2)}"]
     if (changed := changed_answers(report, default)) is not None:
         below.append(f"{changed} answers changed")
-    return _card(f"{metric.title} change", f"{signed(-drop, 2)} points", *below)
+    change = drop if lower_is_better(report) else -drop
+    return _card(f"{metric.title} change", f"{signed(change, 2)} {loss_unit(report)}", *below)
 
 
 def _sections(report: Report) -> list[Html | None]:
+    writing = writes(report)
+    up = "Up and to the left is better."
     return [
         _section(
-            "Accuracy versus latency",
-            "Up and to the left is better. Point at a mark, tap it, or reach it with the tab key for its figures.",
+            "Accuracy versus speed" if writing else "Accuracy versus latency",
+            f"{up} Point at a mark, tap it, or reach it with the tab key for its figures.",
             [figures.accuracy_chart(report)],
             absent="Nothing to draw: no variant has both a latency and an accuracy.",
         ),
         _section(
-            "Latency",
-            "Milliseconds for one text, tokenization included: the bar is the median (p50), the whisker ends at the "
-            "95th percentile. Each length has its own scale.",
+            "Time to the first token" if writing else "Latency",
+            f"Milliseconds for one {'prompt' if writing else 'text'}, tokenization included: the bar is the median "
+            "(p50), the whisker ends at the 95th percentile. Each length has its own scale.",
             [figures.latency_chart(report)],
             absent="Latency was not measured.",
         ),
         _section(
-            "Throughput",
-            "Texts a second on texts of mixed lengths, tokenization included. All batch sizes share one scale.",
+            "Writing" if writing else "Throughput",
+            _WRITING if writing else _READING,
             [figures.throughput_chart(report)],
             absent="Throughput was not measured.",
         ),
@@ -241,6 +261,13 @@ def _sections(report: Report) -> list[Html | None]:
         ),
         *_table_sections(report),
     ]
+
+
+_READING = "Texts a second on texts of mixed lengths, tokenization included. All batch sizes share one scale."
+_WRITING = (
+    "New tokens a second of one request alone, and of several that run together in one batch; the time for their "
+    "prompts is left out. All batch sizes share one scale."
+)
 
 
 def _table_sections(report: Report) -> list[Html | None]:

@@ -33,6 +33,8 @@ class AxisText:
     title: str
     hint: str
     ceiling: float = math.inf
+    falling: bool = False
+    """Whether lower values are further up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,7 @@ def scatter_chart(
     width, height = size
     plot = Box(62, 34, width - 14, height - 52)
     x = Axis(0.0, max(point.x for point in points) * 1.12 or 1.0, plot.left, plot.right)
-    y = _y_axis([point.y for point in points], limit, axes[1].ceiling, plot)
+    y = _y_axis([point.y for point in points], limit, axes[1], plot)
     places = [(x.at(point.x), y.at(point.y)) for point in points]
     steps = _staircase([places[index] for index in front], plot)
     limit_drawn, limit_box = _limit(limit, y, plot)
@@ -132,15 +134,16 @@ def _with_company(points: Sequence[Point], places: Sequence[tuple[float, float]]
     return result
 
 
-def _y_axis(values: Sequence[float], limit: tuple[float, str] | None, ceiling: float, plot: Box) -> Axis:
+def _y_axis(values: Sequence[float], limit: tuple[float, str] | None, text: AxisText, plot: Box) -> Axis:
     """An axis that shows differences, but does not blow noise up to the height of the page."""
     low, high = min(values), max(values)
     if limit is not None:
-        low = min(low, limit[0])
+        low, high = min(low, limit[0]), max(high, limit[0])
     span = max(high - low, 0.004 * max(abs(low), abs(high)), 1e-6)
     middle = (low + high) / 2
-    high = min(middle + 0.62 * span, ceiling + 0.12 * span)
-    return Axis(middle - 0.62 * span, high, plot.bottom, plot.top)
+    high = min(middle + 0.62 * span, text.ceiling + 0.12 * span)
+    start, end = (plot.top, plot.bottom) if text.falling else (plot.bottom, plot.top)
+    return Axis(middle - 0.62 * span, high, start, end)
 
 
 def _grid(x: Axis, y: Axis, axes: tuple[AxisText, AxisText], plot: Box) -> list[Html]:

@@ -18,6 +18,8 @@ from onnxpress.exporter.page.values import (
     changed_answers,
     figure,
     fixed,
+    loss_unit,
+    lower_is_better,
     megabytes,
     metrics,
     number,
@@ -25,6 +27,7 @@ from onnxpress.exporter.page.values import (
     reference,
     reference_tokens,
     significant,
+    writes,
 )
 
 _STATUS_SIGNS = {"passed": "✓", "failed": "✕", "unverified": "?", "reference": "◆"}
@@ -111,13 +114,14 @@ def _accuracy_columns(report: Report) -> list[Column]:
     if not report.get("evaluation"):
         return [(head("Agreement", "mean cosine", numeric=True), lambda row: fixed(accuracy(report, row), decimals))]
     allowed = figure(report, "max_accuracy_drop")
-    most = "points" if allowed is None else f"points, at\N{NO-BREAK SPACE}most\N{NO-BREAK SPACE}{allowed:g}"
+    unit, drop_title = loss_unit(report), "Rise" if lower_is_better(report) else "Drop"
+    most = unit if allowed is None else f"{unit}, at\N{NO-BREAK SPACE}most\N{NO-BREAK SPACE}{allowed:g}"
 
     def metric_column(metric: Metric) -> Column:
         return head(metric.title, metric.unit, numeric=True), lambda row: fixed(row.metric(metric), decimals)
 
     primary, *others = metrics(report)
-    drop: Column = head("Drop", most, numeric=True), lambda row: fixed(accuracy_drop(report, row), decimals)
+    drop: Column = head(drop_title, most, numeric=True), lambda row: fixed(accuracy_drop(report, row), decimals)
     columns = [metric_column(primary), drop, *map(metric_column, others)]
     if any(changed_answers(report, row) for row in all_series(report)):
         samples = figure(part(report, "evaluation"), "samples") or 0.0
@@ -128,15 +132,41 @@ def _accuracy_columns(report: Report) -> list[Column]:
 
 def _cost_columns(report: Report) -> list[Column]:
     """Time, memory and size."""
+    return [
+        *(_writing_columns(report) if writes(report) else _reading_columns(report)),
+        (head("Peak memory", "MB", numeric=True), lambda row: number(megabytes(row.figure("peak_memory_bytes")), 0)),
+        (head("Cold start", "s", numeric=True), lambda row: number(row.figure("cold_start_seconds"), 2)),
+        (head("Size", "MB", numeric=True), lambda row: number(megabytes(row.figure("size_bytes")), 1)),
+    ]
+
+
+def _writing_columns(report: Report) -> list[Column]:
+    """Of a decoder: its prompts, the wait for the first token, new tokens alone and together."""
+    tokens = reference_tokens(report)
+    length = f"{tokens}\N{NO-BREAK SPACE}tokens" if tokens else "prompt"
+
+    def first(key: str) -> Callable[[Series], str]:
+        return lambda row: significant(figure(row.latency(tokens), key))
+
+    def rate(batch: int) -> Callable[[Series], str]:
+        return lambda row: significant(row.throughput(batch))
+
+    batches = sorted({batch for row in all_series(report) for batch in row.batches()})
+    together = [f"{batch} requests" if batch > 1 else "One request" for batch in batches]
+    return [
+        (head("Prompt", f"tokens/s, {length}", numeric=True), first("tokens_per_second")),
+        (head("First token", f"ms, {length}", numeric=True), first("p50_ms")),
+        *((head(name, "new tokens/s", numeric=True), rate(n)) for n, name in zip(batches, together, strict=True)),
+    ]
+
+
+def _reading_columns(report: Report) -> list[Column]:
     tokens = reference_tokens(report)
     length = f"ms, {tokens}\N{NO-BREAK SPACE}tokens" if tokens else "ms"
     rate = "texts/s, best\N{NO-BREAK SPACE}batch"
     return [
         (head("Latency p50", length, numeric=True), lambda row: number(figure(row.latency(tokens), "p50_ms"), 2)),
         (head("Throughput", rate, numeric=True), lambda row: significant(row.best_throughput())),
-        (head("Peak memory", "MB", numeric=True), lambda row: number(megabytes(row.figure("peak_memory_bytes")), 0)),
-        (head("Cold start", "s", numeric=True), lambda row: number(row.figure("cold_start_seconds"), 2)),
-        (head("Size", "MB", numeric=True), lambda row: number(megabytes(row.figure("size_bytes")), 1)),
     ]
 
 

@@ -31,6 +31,7 @@ _METRICS = {
     "top_5": ("top-5", "%"),
     "spearman": ("Spearman", "x 100"),
     "pearson": ("Pearson", "x 100"),
+    "perplexity": ("perplexity", ""),
 }
 """Keys of figures (runtime/evaluation) to their names and units."""
 
@@ -87,13 +88,13 @@ class Series:
         return next((row for row in self._rows("latency") if tokens is not None and _length(row) == tokens), {})
 
     def throughput(self, batch: int) -> float | None:
-        """Texts a second at a batch size."""
+        """Texts a second at a batch size; of a decoder, new tokens."""
         rows = (row for row in self._rows("throughput") if row.get("batch") == batch)
-        return next((figure(row, "texts_per_second") for row in rows), None)
+        return next((_rate(row) for row in rows), None)
 
     def best_throughput(self) -> float | None:
-        """Texts a second at the batch size that suits it best."""
-        rates = [figure(row, "texts_per_second") for row in self._rows("throughput")]
+        """The same at the batch size that suits it best."""
+        rates = [_rate(row) for row in self._rows("throughput")]
         return max((rate for rate in rates if rate is not None), default=None)
 
     def lengths(self) -> set[int]:
@@ -186,14 +187,43 @@ def accuracy_drop(report: Report, row: Series) -> float | None:
         return drop
     baseline = baseline_series(report)
     before, after = baseline.figure("accuracy") if baseline else None, row.figure("accuracy")
-    return None if before is None or after is None else before - after
+    if before is None or after is None:
+        return None
+    if lower_is_better(report):
+        return 100 * (after / before - 1) if before else None
+    return before - after
 
 
 def reference_tokens(report: Report) -> int | None:
-    """The measured length nearest to a short text's, for which latency is quoted; None if none was measured."""
+    """The measured length nearest to a short text's, for which latency is quoted; of decoders the length of the prompts
+    after which they wrote. None if none was measured."""
     low, high = _SHORT_TEXT_TOKENS
     lengths = {length for row in all_series(report) for length in row.lengths()}
+    after = part(report, "measurement").get("prompt_tokens")
+    if after in lengths:
+        return int(after)
     return min(lengths, key=lambda length: (max(low - length, 0, length - high), length), default=None)
+
+
+def writes(report: Report) -> bool:
+    """Whether the model is a decoder: its latency is that of the first token, its throughput counts new tokens."""
+    return part(report, "model").get("task") == "text-generation"
+
+
+def lower_is_better(report: Report) -> bool:
+    """Whether less of the accuracy axis is more."""
+    return part(report, "evaluation").get("metric") == "perplexity"
+
+
+def loss_unit(report: Report) -> str:
+    """What an accuracy drop is counted in."""
+    return "%" if lower_is_better(report) else "points"
+
+
+def token_milliseconds(row: Series) -> float | None:
+    """What a new token of one request takes a decoder."""
+    rate = row.throughput(1)
+    return 1000 / rate if rate else None
 
 
 def part(report: Report, key: str) -> Mapping[str, Any]:
@@ -208,6 +238,11 @@ def figure(data: Mapping[str, Any], key: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def _rate(row: Mapping[str, Any]) -> float | None:
+    texts = figure(row, "texts_per_second")
+    return figure(row, "tokens_per_second") if texts is None else texts
 
 
 def _length(row: Mapping[str, Any]) -> int | None:

@@ -40,6 +40,12 @@ class Evaluation:
             return 100.0 * (after / before - 1.0)
         return before - after
 
+    def amount(self, lost: float, form: str = "g") -> str:
+        """A loss in words: 1 point, 1.31 points, 0.35 % of perplexity."""
+        if self.metric == "perplexity":
+            return f"{lost:{form}} % of perplexity"
+        return f"{lost:{form}} point{'' if lost == 1 else 's'}"
+
     @property
     def texts(self) -> list[str]:
         """Every text a model reads, in order: sentences, contexts, documents."""

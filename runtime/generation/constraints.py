@@ -117,9 +117,14 @@ class Grammars:
         """A constraint for one answer. The first of a model takes up to a second, for llguidance to read its tokens.
 
         Raises:
-            InvalidInputError: the grammar is not valid, or is too complex; or llguidance is not installed.
+            InvalidInputError: the grammar is none, is not valid, or is too complex; or llguidance is not installed.
             UnsupportedModelError: the tokens of the model are not made of bytes.
         """
+        if not isinstance(grammar, Grammar):
+            raise InvalidInputError(
+                f"the grammar is of type {type(grammar).__name__}; make one with json_schema, json_object, regex, "
+                "choice or lark of onnxpress.runtime.generation.constraints"
+            )
         matcher = self._compiled.get(grammar)
         if matcher is None:
             matcher = self._compile(grammar)

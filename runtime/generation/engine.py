@@ -31,9 +31,11 @@ class EngineState:
     """What an engine holds at a moment, and what it has done so far."""
 
     waiting: int
-    """Requests that have no row yet."""
+    """Requests that are not admitted yet."""
     running: int
-    """Requests that have one."""
+    """Requests whose prompt is being filled or whose answer is being made."""
+    taken_rows: int
+    """Rows that requests have; those that run and whose prompt's turn has not come have none."""
     kept_rows: int
     """Rows kept for prompts that begin with what they hold."""
     rows: int
@@ -87,6 +89,7 @@ class Engine:
         return EngineState(
             waiting=scheduler.waiting + len(self._new),
             running=scheduler.admitted,
+            taken_rows=scheduler.taken,
             kept_rows=scheduler.kept,
             rows=cache.rows,
             capacity=cache.capacity,
@@ -195,16 +198,18 @@ class Engine:
             if not request.done:
                 request.finish("cancelled")
                 self._scheduler.drop(request)
-        return not closing or self._end()
+        if closing:
+            self._end()
+        return not closing
 
-    def _end(self) -> bool:
-        """Close. Returns whether requests came meanwhile, which are then served."""
+    def _end(self) -> None:
+        """Close. Requests that came meanwhile get a thread of their own: who closes waits for this one."""
         with self._changed:
             self._scheduler.clear()
             self._closing = False
-            if not self._new:
-                self._thread = None
-            return bool(self._new)
+            self._thread = None
+            if self._new:
+                self._wake()
 
 
 _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()

@@ -59,6 +59,11 @@ class Rows:
         self._clock = itertools.count(1)
 
     @property
+    def taken(self) -> int:
+        """Rows with a request."""
+        return sum(seat is not None for seat in self._seats)
+
+    @property
     def kept(self) -> int:
         """Rows without a request that hold tokens."""
         held = zip(self._seats, self.cache.tokens, strict=False)  # another thread may look while one is changing

@@ -81,6 +81,11 @@ class Scheduler:
         return len(self._admitted)
 
     @property
+    def taken(self) -> int:
+        """Rows that requests have."""
+        return self._rows.taken
+
+    @property
     def kept(self) -> int:
         """Rows kept for prompts that begin with what they hold."""
         return self._rows.kept

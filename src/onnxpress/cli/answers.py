@@ -143,9 +143,19 @@ def _fill(model: Any, arguments: argparse.Namespace) -> Answering:
 
 
 def writing_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was said about how to write; the rest is the model's own."""
+    """What was said about how to write; the rest is the model's own.
+
+    Raises:
+        InvalidInputError: a value that cannot be meant.
+    """
+    from onnxpress.runtime.generation.options import BEYOND_SAMPLING
+    from onnxpress.runtime.generation.sampling import Sampling
+
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "prompt_lookup")
-    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    # Said once, before any text is read.
+    Sampling.with_defaults({}, **{name: value for name, value in options.items() if name not in BEYOND_SAMPLING})
+    return options
 
 
 def _write(model: Any, arguments: argparse.Namespace) -> Answering:

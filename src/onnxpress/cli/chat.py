@@ -10,6 +10,8 @@ from onnxpress.cli.writing import add_writing_arguments
 
 HELP = "Talk with a model: it answers as it writes; Ctrl-C stops an answer, Ctrl-D or /exit ends."
 
+Message = dict[str, str]
+
 _YOU, _CLEAR, _EXIT = "> ", "/clear", "/exit"
 
 
@@ -26,27 +28,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Ask and answer until the input ends."""
     from onnxpress.cli.answers import writing_options
-    from onnxpress.runtime.errors import InvalidInputError
     from onnxpress.runtime.model import load
 
     model = load(arguments.bundle, arguments.variant, None, arguments.threads, task="text-generation")
     options: dict[str, Any] = writing_options(arguments)
     start = [{"role": "system", "content": arguments.system}] if arguments.system else []
     model.chat_prompt([*start, {"role": "user", "content": "?"}])  # a model without a template says so at once
-    messages = list(start)
+    conversation = start
     if sys.stdin.isatty():
         print(f"{_CLEAR} begins anew, {_EXIT} or Ctrl-D ends, Ctrl-C stops an answer.", file=sys.stderr)
-    while (said := _ask()) is not None:
-        if said == _CLEAR:
-            messages = list(start)
-        elif said:
-            messages.append({"role": "user", "content": said})
-            try:
-                messages.append({"role": "assistant", "content": _answer(model, messages, options)})
-            except InvalidInputError as error:
-                messages.pop()
-                print(f"onnxpress: {error}", file=sys.stderr)
-    return 0
+    while True:
+        try:
+            said = _ask()
+            if said is None:
+                return 0
+            if said == _CLEAR:
+                conversation = start
+            elif said:
+                conversation = _turn(model, conversation, said, options)
+        except KeyboardInterrupt:  # while nothing is being answered
+            print()
 
 
 def _ask() -> str | None:
@@ -54,14 +55,28 @@ def _ask() -> str | None:
     try:
         said = input(_YOU if sys.stdin.isatty() else "").strip()
     except EOFError:
+        if sys.stdin.isatty():
+            print()
         return None
-    except KeyboardInterrupt:
-        print()
-        return ""
     return None if said == _EXIT else said
 
 
-def _answer(model: Any, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
+def _turn(model: Any, conversation: list[Message], said: str, options: dict[str, Any]) -> list[Message]:
+    """The conversation with what was said and its answer; as it was, where there is none."""
+    from onnxpress.runtime.errors import OnnxpressError
+
+    asked = [*conversation, {"role": "user", "content": said}]
+    try:
+        answer = _answer(model, asked, options)
+    except OnnxpressError as error:
+        # Such as a conversation that has become longer than the context, which will not become shorter.
+        way_out = f"; {_CLEAR} begins anew" if any(each["role"] == "assistant" for each in conversation) else ""
+        print(f"onnxpress: {error}{way_out}", file=sys.stderr)
+        return conversation
+    return [*asked, {"role": "assistant", "content": answer}] if answer else conversation
+
+
+def _answer(model: Any, messages: list[Message], options: dict[str, Any]) -> str:
     """The answer, written as it comes; what was written when Ctrl-C stopped it."""
     written = []
     pieces = model.stream_chat(messages, **options)

@@ -161,13 +161,42 @@ def _columns(report: Mapping[str, Any]) -> list[_Column]:
         _Column("variant", lambda row: str(row["name"]).removeprefix("the ")),
         *figures,
         _Column("agreement", lambda row: _number(row["agreement"], ".5f"), 3 if figures else 0),
-        _Column("ms", lambda row: _number(row["latency"][0]["p50_ms"] if row["latency"] else None, ".2f")),
-        _Column("texts/s", lambda row: _number(_best_rate(row), ",.0f")),
+        *(_writing_columns(report) if report["model"]["task"] == "text-generation" else _READING_COLUMNS),
         _Column("RAM MB", lambda row: _number(_megabytes(row["peak_memory_bytes"]), ",.0f"), 2),
         _Column("start s", lambda row: _number(row["cold_start_seconds"], ".2f"), 4),
         _Column("disk MB", lambda row: _number(_megabytes(row["size_bytes"]), ",.1f")),
         _Column("status", _status),
     ]
+
+
+_READING_COLUMNS = (
+    _Column("ms", lambda row: _number(row["latency"][0]["p50_ms"] if row["latency"] else None, ".2f")),
+    _Column("texts/s", lambda row: _number(_best_rate(row), ",.0f")),
+)
+
+
+def _writing_columns(report: Mapping[str, Any]) -> list[_Column]:
+    """Of a decoder, at the prompt length after which decoding was timed: the prompt, the wait, new tokens a second."""
+    after = (report["measurement"] or {}).get("prompt_tokens")
+    rows = (row for row in report["variants"] if row["throughput"])
+    batches = sorted({entry["batch"] for row in rows for entry in row["throughput"]})
+
+    def first(row: Mapping[str, Any], key: str) -> float | None:
+        return next((entry[key] for entry in row["latency"] if entry["tokens"] == after), None)
+
+    columns = [
+        _Column("prompt tok/s", lambda row: _number(first(row, "tokens_per_second"), ",.0f"), 2),
+        _Column("first ms", lambda row: _number(first(row, "p50_ms"), ",.1f")),
+    ]
+    for batch in batches or [1]:
+        name = "tok/s" if batch == 1 else f"tok/s x{batch}"
+        columns.append(_Column(name, partial(_rate, batch=batch)))
+    return columns
+
+
+def _rate(row: Mapping[str, Any], batch: int) -> str:
+    rates = {entry["batch"]: entry["tokens_per_second"] for entry in row["throughput"]}
+    return _number(rates.get(batch), ",.0f")
 
 
 def _metric(row: Mapping[str, Any], metric: Metric) -> str:

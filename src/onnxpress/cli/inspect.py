@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,8 @@ def _show(bundle: Bundle) -> None:
         print(f"  evaluated on {evaluation}")
     print(f"  default      {manifest.default_variant}: {manifest.default_reason}")
     print()
-    _show_variants(manifest.variants)
+    rates = writing_rates(bundle.folder / "report.json") if manifest.task == "text-generation" else None
+    _show_variants(manifest.variants, rates)
 
 
 def head_facts(settings: TaskSettings) -> Iterator[tuple[str, str]]:
@@ -99,15 +100,26 @@ def evaluated_on(report: Path) -> str | None:
         return None
 
 
-def _show_variants(variants: Sequence[Variant]) -> None:
+def writing_rates(report: Path) -> dict[str, float]:
+    """New tokens a second that each variant of a decoder writes at best, which report.json says."""
+    try:
+        variants = json.loads(report.read_text(encoding="utf-8"))["variants"]
+        return {row["name"]: max(entry["tokens_per_second"] for entry in row["throughput"]) for row in variants}
+    except (OSError, ValueError, LookupError, TypeError):  # as above
+        return {}
+
+
+def _show_variants(variants: Sequence[Variant], rates: Mapping[str, float] | None) -> None:
+    """`rates`: of decoders, new tokens a second."""
+    time, rate = ("latency ms", "texts/s") if rates is None else ("  first ms", "tokens/s")
     width = max(len("variant"), *(len(variant.name) for variant in variants))
-    print(f"  {'variant':<{width}}  target    status      accuracy  agreement  latency ms  texts/s   size MB")
+    print(f"  {'variant':<{width}}  target    status      accuracy  agreement  {time}  {rate:>8}   size MB")
     for variant in variants:
         figures = (
             _number(variant.accuracy, 8, ".2f"),
             _number(variant.agreement, 9, ".5f"),
             _number(variant.latency_ms, 10, ".2f"),
-            _number(variant.texts_per_second, 7, ",.0f"),
+            _number(variant.texts_per_second if rates is None else rates.get(variant.name), 8, ",.0f"),
             _number(variant.size_bytes / 1e6, 8, ".1f"),
         )
         print(f"  {variant.name:<{width}}  {variant.target:<9} {variant.status:<10}  {'  '.join(figures)}")

@@ -72,6 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
     model = load(arguments.bundle, arguments.variant, providers, arguments.threads)
     plan = answering(model, arguments)
     if arguments.prompt is not None:
+        for option in ("input", "output", "format", "column"):
+            if getattr(arguments, option) is not None:
+                raise InvalidInputError(
+                    f"--prompt is one text, whose answer goes to stdout; leave out --{option}, or --prompt"
+                )
         return write_answer(model.stream(arguments.prompt, **writing_options(arguments)))
     suffix = "." + arguments.input.rsplit(".", 1)[-1].lower() if arguments.input else ""
     form = arguments.format or _FORMS.get(suffix, "text")

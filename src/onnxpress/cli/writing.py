@@ -23,9 +23,13 @@ def add_writing_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def write_answer(pieces: Iterator[str]) -> int:
-    """Write pieces to stdout as they come, and a line end."""
-    for piece in pieces:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+    """Write pieces to stdout as they come, and a line end, also where Ctrl-C stops them."""
+    try:
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stdout.write("\n")
+        raise
     sys.stdout.write("\n")
     return 0
