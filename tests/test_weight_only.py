@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxpress.quantize.gptq import hessians, round_with_compensation
 from onnxpress.quantize.graphs import PassReport, check_structure, count_ops, load_graph
 from onnxpress.quantize.rounding import round_to_nearest
-from onnxpress.quantize.weight_only import WeightOnlyConfig, candidates, quantize_weights
+from onnxpress.quantize.weight_only import WeightOnlyConfig, quantize_weights
 from onnxpress.runtime.errors import InvalidInputError
 from tests.decoder_graph import TinyDecoder
 from tests.graphs import Array, add_weight, node, write
@@ -371,7 +371,7 @@ def test_experts_are_rounded_and_their_router_is_not(tmp_path: Path, bits: int) 
     path, report = press(model, tmp_path, WeightOnlyConfig(bits=bits, accuracy_level=1))
     assert report.counts == {"GatherBlockQuantized": 1, "MatMulNBits": 1, "QMoE": 1}
     assert report.float32_nodes == ("scores (chooses the experts)",)
-    block = {4: 32, 8: 64}[bits]
+    block = 64
     plain = {
         name: round_to_nearest(value.reshape(-1, value.shape[2]), bits, block, bits == 8)
         .dequantized()
@@ -392,7 +392,7 @@ def test_experts_are_rounded_and_their_router_is_not(tmp_path: Path, bits: int) 
 def test_experts_of_a_size_that_blocks_do_not_fit_stay(tmp_path: Path) -> None:
     path, report = press(mixture(inner=24), tmp_path)
     assert operators(path)["MoE"] == 1
-    assert report.float32_nodes == ("scores (chooses the experts)", "experts (its sizes are no multiples of 32)")
+    assert report.float32_nodes == ("scores (chooses the experts)", "experts (its sizes are no multiples of 16)")
 
 
 def test_a_decoder_with_a_cache_keeps_its_answers(tmp_path: Path) -> None:
@@ -453,11 +453,12 @@ def test_options_reach_the_nodes(tmp_path: Path) -> None:
     assert len(product.input) == 4
 
 
-def test_candidates_begin_with_the_default() -> None:
-    assert candidates(4)[0] == WeightOnlyConfig()
-    assert candidates(8) == (WeightOnlyConfig(bits=8),)
-    assert all(config.bits == 4 for config in candidates(4))
-    assert len({config.label for config in candidates(4)}) == len(candidates(4))
+@pytest.mark.parametrize(
+    ("inputs", "size"), [(4096, 128), (576, 128), (320, 64), (96, 32), (64, 64), (48, 16), (100, 16), (7, 16)]
+)
+def test_blocks_are_large_where_little_is_filled_up(inputs: int, size: int) -> None:
+    assert WeightOnlyConfig().block_for(inputs) == size
+    assert WeightOnlyConfig(block_size=32).block_for(inputs) == 32
 
 
 # Calibration

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--block-size",
         type=int,
         metavar="N",
-        help="weights of a decoder that share a scale in int8 and int4: 16, 32, 64 or 128 (default: 64 and 32)",
+        help="weights of a decoder that share a scale in int8 and int4: 16, 32, 64 or 128 (default: up to 128)",
     )
     parser.add_argument(
         "--symmetric",
