@@ -45,6 +45,51 @@ def run_json(
     return answer
 
 
+class Worker:
+    """A process `python -m MODULE JSON` in the repository root that answers JSON lines with JSON lines."""
+
+    def __init__(
+        self, module: str, options: Mapping[str, Any], environment: Mapping[str, str], python: str = sys.executable
+    ) -> None:
+        self._module = module
+        self._process = subprocess.Popen(
+            [python, "-m", module, json.dumps(options)],
+            cwd=ROOT,
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._answer()
+
+    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Raises:
+            BadInputError: the process has ended; the text has its last line.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # said below
+        return self._answer()
+
+    def close(self) -> None:
+        """Let the process end."""
+        self._process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            said = (self._process.communicate()[1].strip().splitlines() or ["no output"])[-1]
+            raise BadInputError(f"the measuring process {self._module} failed: {said[:300]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
 def offline_environment() -> dict[str, str]:
     """This process's environment, with the libraries kept off the network."""
     return {**os.environ, "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}

@@ -1,9 +1,10 @@
 """Generation by a bundle against onnxruntime-genai, llama.cpp and PyTorch, on a Llama of 135 million parameters.
 
 `python -m bench.generate [--folder DIR] [--python PYTHON] [--require]` makes the model with random weights (hidden size
-576, 30 layers, 9 heads that share 3 keys, vocabulary 49152) in each engine's own form, then measures every engine in a
-process of its own, in turn (A B C, A B C, ...): prompts of 128 tokens, 64 new tokens, 1, 4 and 16 at once, equal
-threads. A ratio is formed within a round; its median over the rounds counts.
+576, 30 layers, 9 heads that share 3 keys, vocabulary 49152) in each engine's own form and starts every engine in a
+process of its own. They are asked in turn (A B C, A B C, ...), so that only one works at a time and what the machine
+does meanwhile meets all of them: prompts of 128 tokens, 64 new tokens, equal threads; in each round three times one
+prompt, once 4 and once 16 together. A ratio is formed of neighbouring answers; the median of all of them counts.
 
 The rivals come from the interpreter that `--python` names, which needs onnxruntime-genai, llama-cpp-python, gguf, torch
 and transformers. llama.cpp is best built on the machine it is measured on (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install
@@ -18,7 +19,7 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,15 @@ from bench import common
 from bench.generating import models
 
 BATCHES = (1, 4, 16)
+_ROUND = (1, 1, 1, 4, 16)
 PROMPT_TOKENS = 128
 NEW_TOKENS = 64
 OURS = {"fp32": "onnxpress fp32", "int8": "onnxpress int8", "int4": "onnxpress int4"}
+NEIGHBOURS = (
+    *("onnxpress fp32", "genai fp32", "llama.cpp f32", "PyTorch"),
+    *("onnxpress int4", "genai int4", "llama.cpp q4_0", "onnxpress int8", "llama.cpp q8_0"),
+)
+"""In which order engines are asked: those that are compared, one after the other."""
 RATIOS = (
     # what, engine, against, which figure, the least it must be
     ("FP32 decode / genai", "onnxpress fp32", "genai fp32", "decode", 1.2),
@@ -40,7 +47,8 @@ RATIOS = (
 LEAST_BATCH_GAIN = 5.0
 """Decoding 16 prompts of mixed lengths against one, in FP32."""
 
-Rounds = dict[str, list[dict[str, Any]]]
+Figures = dict[str, Any]
+_BANDWIDTH = "bench.generating.bandwidth"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,39 +80,57 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     common.show_record(facts)
     engines = make_engines(options, folder)
     environment = common.environment_for(options.threads)
-    llama: dict[str, Any] = {}
-    if any(name.startswith("llama.cpp") for name in engines):
-        llama = common.run_json("bench.generating.llama_cpp", {"about": True}, environment, options.python)
+    workers = {
+        name: common.Worker(f"bench.generating.{module}", {**request, "seed": seed}, environment, python)
+        for seed, (name, (python, module, request)) in enumerate(engines.items())
+    }
+    llama = next((worker.ask({}) for name, worker in workers.items() if name.startswith("llama.cpp")), {})
+    if llama:
         print(f"llama.cpp ({llama['version']}): {llama['build']}")
-    rounds: Rounds = {name: [] for name in engines}
-    bandwidths = []
-    for number in range(options.rounds):
-        bandwidths.append(common.run_json("bench.generating.bandwidth", {"threads": options.threads}, environment))
-        for name, (python, module, request) in engines.items():
-            asked = {**request, "seed": number, "mixed": name == OURS["fp32"]}
-            found = common.run_json(f"bench.generating.{module}", asked, environment, python)
-            rounds[name].append(found)
-            print(f"  round {number + 1}, {name}: {_shown(found)}", flush=True)
-    bandwidth = statistics.median(entry["bytes_per_second"] for entry in bandwidths)
-    show(rounds, engines, bandwidth)
-    ratios = {what: ratio(rounds, one, other, figure) for what, one, other, figure, _ in RATIOS}
-    limits = [common.Limit(what, ratios[what], least, at_least=True) for what, _, _, _, least in RATIOS]
-    if OURS["fp32"] in rounds:
-        gains = [entry["mixed_decode"] / entry["batch_1"]["decode"] for entry in rounds[OURS["fp32"]]]
-        differing = max(entry["mixed_differing"] for entry in rounds[OURS["fp32"]])
+    figures = measure(workers, options.rounds, lambda: common.run_json(_BANDWIDTH, _threads(options), environment))
+    for worker in workers.values():
+        worker.close()
+    show(figures, engines)
+    found = {what: ratio(figures, one, other, figure) for what, one, other, figure, _ in RATIOS}
+    limits = [common.Limit(what, found[what], least, at_least=True) for what, _, _, _, least in RATIOS]
+    if figures["mixed"]:
+        alone = figures["rates"][OURS["fp32"]]["1"]
+        gains = [
+            entry["mixed_decode"] / first["decode"] for entry, first in zip(figures["mixed"], alone[::3], strict=True)
+        ]
+        differing = max(entry["mixed_differing"] for entry in figures["mixed"])
         limits += [
             common.Limit("16 of mixed lengths / one", statistics.median(gains), LEAST_BATCH_GAIN, at_least=True),
             common.Limit("answers that differ from those alone", differing, 0),
         ]
-    figures = {"rounds": rounds, "ratios": ratios, "bandwidth": bandwidth, "llama_cpp": llama, "machine": facts}
-    return common.finish({"benchmark": "generate", **figures}, limits, options.require)
+    result = {"benchmark": "generate", **figures, "ratios": found, "llama_cpp": llama, "machine": facts}
+    return common.finish(result, limits, options.require)
+
+
+def measure(workers: Mapping[str, common.Worker], rounds: int, bandwidth: Callable[[], dict[str, Any]]) -> Figures:
+    """Ask all engines in turn.
+
+    Returns:
+        `rates`: by engine and batch, what each answer said; `mixed`: of each round; `bytes_per_second`: of memory.
+    """
+    rates: Any = {name: {str(batch): [] for batch in BATCHES} for name in workers}
+    mixed, bandwidths = [], []
+    for number in range(rounds):
+        bandwidths.append(bandwidth()["bytes_per_second"])
+        for batch in _ROUND:
+            for name, worker in workers.items():
+                rates[name][str(batch)].append(worker.ask({"batch": batch}))
+        if OURS["fp32"] in workers:
+            mixed.append(workers[OURS["fp32"]].ask({"mixed": number}))
+        print(f"  round {number + 1}: " + ", ".join(f"{name} {_last(rates[name])}" for name in workers), flush=True)
+    return {"rates": rates, "mixed": mixed, "bytes_per_second": statistics.median(bandwidths)}
 
 
 def make_engines(options: argparse.Namespace, folder: Path) -> dict[str, tuple[str, str, dict[str, Any]]]:
     """By name: the interpreter, the module of bench/generating and its options. Makes the models that are missing."""
     common_options = {
         "threads": options.threads,
-        "batches": BATCHES,
+        "most_prompts": max(BATCHES),
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
         "vocabulary": models.SHAPE["vocab_size"],
@@ -136,36 +162,38 @@ def make_engines(options: argparse.Namespace, folder: Path) -> dict[str, tuple[s
         engines["PyTorch"] = (sys.executable, "pytorch", {"folder": str(model), "bytes": _weights_in(model)})
     if not engines:
         raise common.BadInputError(f"--only {' '.join(options.only)}: there is no such engine")
-    return {name: (python, module, common_options | request) for name, (python, module, request) in engines.items()}
+    ordered = ((name, engines[name]) for name in NEIGHBOURS if name in engines)
+    return {name: (python, module, common_options | request) for name, (python, module, request) in ordered}
 
 
-def ratio(rounds: Rounds, one: str, other: str, figure: str) -> float | None:
-    """The median over the rounds of one engine's tokens per second over another's, one request at a time."""
-    if one not in rounds or other not in rounds:
+def ratio(figures: Figures, one: str, other: str, figure: str) -> float | None:
+    """The median of one engine's tokens per second over another's, one request at a time."""
+    rates = figures["rates"]
+    if one not in rates or other not in rates:
         return None
-    pairs = zip(rounds[one], rounds[other], strict=True)
-    return statistics.median(first["batch_1"][figure] / second["batch_1"][figure] for first, second in pairs)
+    pairs = zip(rates[one]["1"], rates[other]["1"], strict=True)
+    return statistics.median(first[figure] / second[figure] for first, second in pairs)
 
 
-def show(rounds: Rounds, engines: dict[str, tuple[str, str, dict[str, Any]]], bandwidth: float) -> None:
+def show(figures: Figures, engines: dict[str, tuple[str, str, dict[str, Any]]]) -> None:
     """The medians as a table."""
+    bandwidth = figures["bytes_per_second"]
     print(f"\nmemory bandwidth {bandwidth / 1e9:.1f} GB/s; medians, tokens per second of all rows together")
     heads = [f"decode {batch:>2}" for batch in BATCHES] + [f"prefill {batch:>2}" for batch in BATCHES]
     print(f"{'':<16}" + "".join(f"{head:>12}" for head in heads) + f"{'first, ms':>12}{'peak, MB':>10}{'of bound':>10}")
-    for name, entries in rounds.items():
+    for name, by_batch in figures["rates"].items():
         rates = [
-            statistics.median(entry[f"batch_{batch}"][figure] for entry in entries)
+            statistics.median(entry[figure] for entry in by_batch[str(batch)])
             for figure in ("decode", "prefill")
             for batch in BATCHES
         ]
-        first = statistics.median(entry["batch_1"]["first_seconds"] for entry in entries)
-        peak = statistics.median(entry["peak_mb"] for entry in entries)
+        first = statistics.median(entry["first_seconds"] for entry in by_batch["1"])
         bound = rates[0] * engines[name][2]["bytes"] / bandwidth
         line = "".join(f"{rate:12.0f}" for rate in rates)
-        print(f"{name:<16}{line}{1000 * first:12.0f}{peak:10.0f}{bound:10.0%}")
-    if entries := rounds.get(OURS["fp32"]):
+        print(f"{name:<16}{line}{1000 * first:12.0f}{by_batch['1'][0]['peak_mb']:10.0f}{bound:10.0%}")
+    if figures["mixed"]:
         together, alone = (
-            statistics.median(entry[f"mixed_{name}"] for entry in entries) for name in ("together", "alone")
+            statistics.median(entry[f"mixed_{name}"] for entry in figures["mixed"]) for name in ("together", "alone")
         )
         print(f"requests of mixed lengths that come and go, prompts included: {together:.0f}, one by one {alone:.0f}")
 
@@ -175,9 +203,12 @@ def _weights_in(folder: Path) -> int:
     return sum(file.stat().st_size for pattern in names for file in folder.glob(pattern))
 
 
-def _shown(found: dict[str, Any]) -> str:
-    parts = [f"{batch}: {found[f'batch_{batch}']['decode']:.0f}" for batch in BATCHES]
-    return f"decode {', '.join(parts)}; prefill {found['batch_1']['prefill']:.0f}; peak {found['peak_mb']:.0f} MB"
+def _last(by_batch: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    return "/".join(f"{by_batch[str(batch)][-1]['decode']:.0f}" for batch in BATCHES)
+
+
+def _threads(options: argparse.Namespace) -> dict[str, int]:
+    return {"threads": options.threads}
 
 
 if __name__ == "__main__":

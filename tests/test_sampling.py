@@ -306,6 +306,7 @@ def test_an_extreme_temperature_is_still_a_distribution() -> None:
         ({"logprobs": -1}, "logprobs is -1"),
         ({"logprobs": 10**6}, "logprobs is 1000000"),
         ({"n": 0}, "n is 0"),
+        ({"n": 10**9}, "n is 1000000000; give a whole number of at least 1 and at most 128"),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused_in_a_sentence(options: dict[str, Any], message: str) -> None:

@@ -1,8 +1,7 @@
 """A variant of a bundle, as a service uses it: `onnxpress.load(...).generate(...)`, with the engine under it.
 
-Beside what all processes time, `{"mixed": true}` asks for prompts of mixed lengths: the decoding rate of 16 of them
-together, the rate of all work when more requests than rows come and go, and which answers differ from those a request
-gets alone.
+Any other question than one about a batch is for prompts of mixed lengths: the decoding rate of 16 of them together, the
+rate of all work when more requests than rows come and go, and how many answers differ from those a request gets alone.
 """
 
 from __future__ import annotations
@@ -39,19 +38,18 @@ def load(options: dict[str, Any]) -> Generate:
 
 
 def mixed(generate: Generate, options: dict[str, Any]) -> dict[str, Any]:
-    """Figures for prompts of mixed lengths."""
-    if not options.get("mixed"):
-        return {}
-    rng = random.Random(options["seed"] + 1)
+    """Figures for prompts of mixed lengths. `options["mixed"]`: which ones."""
+    rng = random.Random(options["mixed"])
 
-    def prompts(count: int) -> list[Prompt]:
-        lengths = [rng.randint(_SHORTEST, _LONGEST) for _ in range(count)]
-        return [random_prompt(rng, length, options["vocabulary"]) for length in lengths]
+    def prompts(lengths: Sequence[int]) -> list[Prompt]:
+        return [random_prompt(rng, length, options["vocabulary"]) for length in rng.sample(lengths, len(lengths))]
 
     new = options["new_tokens"]
+    lengths = [_SHORTEST + (_LONGEST - _SHORTEST) * row // (_ROWS - 1) for row in range(_ROWS)]
+    generate(prompts(lengths), new)  # the cache grows
     seconds, answers, asked = {}, [], []
     for count in (1, new):
-        asked = prompts(_ROWS)
+        asked = prompts(lengths)
         start = time.perf_counter()
         answers = generate(asked, count)
         seconds[count] = time.perf_counter() - start
@@ -64,7 +62,7 @@ def mixed(generate: Generate, options: dict[str, Any]) -> dict[str, Any]:
     return {
         "mixed_decode": _ROWS * (new - 1) / (seconds[new] - seconds[1]),
         "mixed_differing": len(differing),
-        **_come_and_go(model, rng, prompts(_REQUESTS)),
+        **_come_and_go(model, rng, prompts(lengths * (_REQUESTS // _ROWS))),
     }
 
 

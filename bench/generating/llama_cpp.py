@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +15,7 @@ def load(options: dict[str, Any]) -> Generate:
     import llama_cpp
     import numpy as np
 
-    most = max(options["batches"])
+    most = options["most_prompts"]
     tokens_each = options["prompt_tokens"] + options["new_tokens"] + 8
     llama_cpp.llama_backend_init()
     silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
@@ -76,7 +74,4 @@ def about() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if json.loads(sys.argv[1]).get("about"):
-        print(json.dumps(about()))
-    else:
-        serve(load)
+    serve(load, lambda _, question: about())

@@ -1,8 +1,8 @@
-"""What every measured process does: start an engine, warm it up, time prompts and answers, print JSON.
+"""What every measured process does: start an engine, then time prompts and answers whenever it is asked.
 
-`python -m bench.generating.ENGINE '{"folder": ..., "threads": 2, "batches": [1, 4, 16], ...}'`. An engine is timed as a
-function from prompts to answers. T(1), the time to one new token, is that of the prompt; T(n) - T(1) that of n - 1
-decoding steps. Of two tries, each with prompts of its own, the faster counts.
+`python -m bench.generating.ENGINE '{"folder": ..., "threads": 2, "prompt_tokens": 128, "new_tokens": 64, ...}'` reads
+a JSON object a line, such as `{"batch": 4}`, and answers with a line. An engine is timed as a function from prompts to
+answers. T(1), the time to one new token, is that of the prompt; T(n) - T(1) that of n - 1 decoding steps.
 """
 
 from __future__ import annotations
@@ -19,39 +19,43 @@ Prompt = list[int]
 Generate = Callable[[Sequence[Prompt], int], list[list[int]]]
 """Prompts and a number of new tokens to the new tokens of each, greedily, whatever they are."""
 
-_TRIES = 2
-
 
 def serve(load: Callable[[dict[str, Any]], Generate], more: Callable[[Generate, dict[str, Any]], Any] = dict) -> None:
-    """Do what the command line asks.
+    """Answer until there are no more questions.
 
     Args:
         load: makes the engine from the options.
-        more: further figures, from the engine and the options.
+        more: answers what is not about a batch, from the engine, and the options with the question.
     """
     options = json.loads(sys.argv[1])
-    start = time.perf_counter()
     generate = load(options)
-    figures: dict[str, Any] = {"load_seconds": time.perf_counter() - start}
     rng = random.Random(options["seed"])
-    for batch in options["batches"]:
-        generate(_prompts(rng, batch, options), 4)
-        figures[f"batch_{batch}"] = time_batch(generate, rng, batch, options)
-        if batch == options["batches"][0]:
-            figures["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    figures |= more(generate, options) if more is not dict else {}
-    print(json.dumps(figures))
+    warm: set[int] = set()
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        question = json.loads(line)
+        if "batch" in question:
+            batch = question["batch"]
+            if batch not in warm:
+                warm.add(batch)
+                for new in (1, options["new_tokens"]):  # caches grow to what the timed answers need
+                    generate(_prompts(rng, batch, options), new)
+            answer = time_batch(generate, rng, batch, options)
+        else:
+            answer = more(generate, options | question)
+        print(json.dumps(answer), flush=True)
 
 
 def time_batch(generate: Generate, rng: random.Random, batch: int, options: dict[str, Any]) -> dict[str, float]:
-    """Tokens per second of all rows together: `prefill` and `decode`; `first_seconds` to the first token."""
+    """Tokens per second of all rows together: `prefill` and `decode`; `first_seconds` to the first token; `peak_mb`."""
     new = options["new_tokens"]
-    first = min(_seconds(generate, _prompts(rng, batch, options), 1) for _ in range(_TRIES))
-    whole = min(_seconds(generate, _prompts(rng, batch, options), new) for _ in range(_TRIES))
+    first = _seconds(generate, _prompts(rng, batch, options), 1)
+    whole = _seconds(generate, _prompts(rng, batch, options), new)
     return {
         "prefill": batch * options["prompt_tokens"] / first,
         "decode": batch * (new - 1) / (whole - first),
         "first_seconds": first,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 

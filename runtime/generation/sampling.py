@@ -31,6 +31,7 @@ _TEMPERATURES = (1e-6, 1e4, "0 (always the likeliest token), or a number from 1e
 _REPETITION_PENALTIES = (0.01, 100, "1 for none, or a number from 0.01 to 100")
 _PENALTIES = (-100, 100, "0 for none, or a number from -100 to 100")
 _MOST_ALTERNATIVES = 1_000
+_MOST_ANSWERS = 128  # as in the OpenAI API
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Sampling:
             "stop_token_ids": token_ids(self.stop_token_ids),
             "ignore_eos": flag("ignore_eos", self.ignore_eos),
             "logprobs": None if self.logprobs is None else whole("logprobs", self.logprobs, 0, _MOST_ALTERNATIVES),
-            "n": whole("n", self.n, 1),
+            "n": whole("n", self.n, 1, _MOST_ANSWERS),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
