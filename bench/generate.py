@@ -121,7 +121,7 @@ def measure(workers: Mapping[str, common.Worker], rounds: int, bandwidth: Callab
             for name, worker in workers.items():
                 rates[name][str(batch)].append(worker.ask({"batch": batch}))
         if OURS["fp32"] in workers:
-            mixed.append(workers[OURS["fp32"]].ask({"mixed": number}))
+            mixed.append(workers[OURS["fp32"]].ask({"mixed": number, "come_and_go": number == 0}))
         print(f"  round {number + 1}: " + ", ".join(f"{name} {_last(rates[name])}" for name in workers), flush=True)
     return {"rates": rates, "mixed": mixed, "bytes_per_second": statistics.median(bandwidths)}
 
@@ -192,9 +192,7 @@ def show(figures: Figures, engines: dict[str, tuple[str, str, dict[str, Any]]]) 
         line = "".join(f"{rate:12.0f}" for rate in rates)
         print(f"{name:<16}{line}{1000 * first:12.0f}{by_batch['1'][0]['peak_mb']:10.0f}{bound:10.0%}")
     if figures["mixed"]:
-        together, alone = (
-            statistics.median(entry[f"mixed_{name}"] for entry in figures["mixed"]) for name in ("together", "alone")
-        )
+        together, alone = (figures["mixed"][0][f"mixed_{name}"] for name in ("together", "alone"))
         print(f"requests of mixed lengths that come and go, prompts included: {together:.0f}, one by one {alone:.0f}")
 
 

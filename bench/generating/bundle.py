@@ -38,7 +38,7 @@ def load(options: dict[str, Any]) -> Generate:
 
 
 def mixed(generate: Generate, options: dict[str, Any]) -> dict[str, Any]:
-    """Figures for prompts of mixed lengths. `options["mixed"]`: which ones."""
+    """Figures for prompts of mixed lengths. `options["mixed"]`: which ones; `come_and_go`: also when they do."""
     rng = random.Random(options["mixed"])
 
     def prompts(lengths: Sequence[int]) -> list[Prompt]:
@@ -59,11 +59,10 @@ def mixed(generate: Generate, options: dict[str, Any]) -> dict[str, Any]:
         for row, (prompt, answer) in enumerate(zip(asked, answers, strict=True))
         if not _same(model, prompt, answer, generate([prompt], new)[0])
     ]
-    return {
-        "mixed_decode": _ROWS * (new - 1) / (seconds[new] - seconds[1]),
-        "mixed_differing": len(differing),
-        **_come_and_go(model, rng, prompts(lengths * (_REQUESTS // _ROWS))),
-    }
+    found = {"mixed_decode": _ROWS * (new - 1) / (seconds[new] - seconds[1]), "mixed_differing": len(differing)}
+    if options.get("come_and_go"):
+        found |= _come_and_go(model, rng, prompts(lengths * (_REQUESTS // _ROWS)))
+    return found
 
 
 def _come_and_go(model: Any, rng: random.Random, asked: list[Prompt]) -> dict[str, float]:
