@@ -45,6 +45,7 @@ def state(folder: Path, config: ExportConfig, measured: bool = True, **status: s
         source=pytorch,
         task="feature-extraction",
         evaluation=None,
+        calibration=None,
         folder=folder,
         cache=unused,
         threads=1,
