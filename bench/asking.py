@@ -191,7 +191,8 @@ class _Asking:
 
     def _ask(self, asked: Asked) -> Outcome:
         if asked.way == "generate":
-            return self._generator.generate(asked.prompts, **asked.options)
+            answers: list[Generation] = self._generator.generate(asked.prompts, **asked.options)
+            return answers
         if asked.way == "texts":
             return self._ask_for_text(asked)
         stream = self._generator.open_stream(asked.prompts[0], **asked.options)

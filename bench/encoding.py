@@ -20,7 +20,10 @@ def load_bundle(options: dict[str, Any]) -> Encode:
     """A variant of a bundle, as a user calls it."""
     import onnxpress
 
-    return onnxpress.load(options["folder"], variant=options["variant"], threads=options["threads"]).embed
+    model = onnxpress.load(
+        options["folder"], variant=options["variant"], threads=options["threads"], task="feature-extraction"
+    )
+    return model.embed
 
 
 def load_sentence_transformers(options: dict[str, Any]) -> Encode:

@@ -18,7 +18,9 @@ def matmul_flops_per_token(model: Any) -> int:
     Args:
         model: an `onnx.ModelProto`; its weights need not be loaded.
     """
-    weights = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    weights: dict[str, int] = {
+        tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) == 2
+    }
     products = (node for node in model.graph.node if node.op_type in _PRODUCTS)
     return 2 * sum(weights.get(name, 0) for node in products for name in node.input[:2])
 

@@ -172,7 +172,7 @@ def ratio(figures: Figures, one: str, other: str, figure: str) -> float | None:
     if one not in rates or other not in rates:
         return None
     pairs = zip(rates[one]["1"], rates[other]["1"], strict=True)
-    return statistics.median(first[figure] / second[figure] for first, second in pairs)
+    return statistics.median([float(first[figure] / second[figure]) for first, second in pairs])
 
 
 def show(figures: Figures, engines: dict[str, tuple[str, str, dict[str, Any]]]) -> None:

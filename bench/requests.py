@@ -96,7 +96,7 @@ def open_generator(bundle: Path, variant: str | None, cache_rows: int, threads: 
         raise common.BadInputError(f"{bundle} is for {opened.manifest.task}; give a bundle for text-generation")
     names = [entry.name for entry in opened.manifest.variants]
     chosen = opened.manifest.variant(variant or ("fp32" if "fp32" in names else None))
-    layout = CacheLayout(settings.kv_heads, settings.head_dims, settings.cache_dtype)
+    layout = CacheLayout(settings.kv_heads, settings.head_dims)
     limit = layout.size_bytes(cache_rows, settings.context)
     threads = threads or len(os.sched_getaffinity(0))
     return Generator.open(opened, chosen, [CPU], threads, cache_bytes=limit)

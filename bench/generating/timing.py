@@ -20,7 +20,10 @@ Generate = Callable[[Sequence[Prompt], int], list[list[int]]]
 """Prompts and a number of new tokens to the new tokens of each, greedily, whatever they are."""
 
 
-def serve(load: Callable[[dict[str, Any]], Generate], more: Callable[[Generate, dict[str, Any]], Any] = dict) -> None:
+def serve(
+    load: Callable[[dict[str, Any]], Generate],
+    more: Callable[[Generate, dict[str, Any]], dict[str, Any]] = lambda generate, options: {},
+) -> None:
     """Answer until there are no more questions.
 
     Args:
