@@ -18,7 +18,7 @@ from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.session import make_session
 from tests.decoder_models import CONTEXT, VOCABULARY, make_decoder, trace
-from tests.tiny_generator import SETTINGS, TINY, make_bundle
+from tests.tiny_generator import SETTINGS, TINY, make_bundle, opening
 
 PROMPTS = [[5, 9, 33, 71], [80], [4, 8, 15, 16, 23, 42, 77, 11, 90, 31, 12]]
 
@@ -135,18 +135,8 @@ def test_rows_are_rearranged_behind_what_they_have_in_common() -> None:
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Generator]]:
-    bundle = make_bundle(tmp_path_factory.mktemp("bundle"))
-    opened: list[Generator] = []
-
-    def open_with(defaults: dict[str, Any] | None = None, **options: Any) -> Generator:
-        settings = dataclasses.replace(SETTINGS, defaults=SETTINGS.defaults if defaults is None else defaults)
-        changed = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, generation=settings))
-        opened.append(Generator.open(changed, bundle.manifest.variant(None), ["CPUExecutionProvider"], 1, **options))
-        return opened[-1]
-
-    yield open_with
-    for generator in opened:
-        generator.close()
+    with opening(make_bundle(tmp_path_factory.mktemp("bundle"))) as open_with:
+        yield open_with
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +174,7 @@ def test_one_beam_is_no_search(generator: Generator) -> None:
 
 
 def test_a_model_that_draws_by_default_draws_nothing_here(load: Callable[..., Generator]) -> None:
-    drawing = load({"do_sample": True, "temperature": 0.7, "top_k": 50, "max_new_tokens": 12})
+    drawing = load({"defaults": {"do_sample": True, "temperature": 0.7, "top_k": 50, "max_new_tokens": 12}})
     found = {drawing.generate("x", num_beams=3).token_ids for _ in range(3)}
     assert found == {load().generate("x", num_beams=3).token_ids}
 

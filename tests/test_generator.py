@@ -19,7 +19,7 @@ from onnxpress.runtime.generation.constraints import json_schema, regex
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.generation.options import BEYOND_SAMPLING, Options
 from onnxpress.runtime.generation.sampling import Sampling
-from tests.tiny_generator import SETTINGS, TINY, byte_tokenizer, make_bundle
+from tests.tiny_generator import TINY, byte_tokenizer, make_bundle, opening
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +29,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def load(bundle: Bundle) -> Iterator[Callable[..., Generator]]:
-    opened: list[Generator] = []
-
-    def open_with(generation: dict[str, Any] | None = None, **options: Any) -> Generator:
-        settings = dataclasses.replace(SETTINGS, **(generation or {}))
-        changed = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, generation=settings))
-        variant = bundle.manifest.variant(None)
-        opened.append(Generator.open(changed, variant, ["CPUExecutionProvider"], 1, **options))
-        return opened[-1]
-
-    yield open_with
-    for generator in opened:
-        generator.close()
+    with opening(bundle) as open_with:
+        yield open_with
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from onnxpress.runtime.bundle import Bundle
+from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.manifest import (
     SCHEMA_VERSION,
     GenerationSettings,
@@ -78,3 +83,20 @@ def make_bundle(folder: Path, decoder: TinyDecoder = TINY) -> Bundle:
         versions={},
     )
     return Bundle(folder, manifest, "")
+
+
+@contextlib.contextmanager
+def opening(bundle: Bundle) -> Iterator[Callable[..., Generator]]:
+    """A function that opens the bundle, with other generation settings if they are given; all are closed at the end."""
+    opened: list[Generator] = []
+
+    def open_with(generation: dict[str, Any] | None = None, **options: Any) -> Generator:
+        settings = dataclasses.replace(SETTINGS, **(generation or {}))
+        changed = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, generation=settings))
+        variant = bundle.manifest.variant(None)
+        opened.append(Generator.open(changed, variant, ["CPUExecutionProvider"], 1, **options))
+        return opened[-1]
+
+    yield open_with
+    for generator in opened:
+        generator.close()

@@ -57,7 +57,7 @@ class Beams:
         """What the options of an answer say, where they ask for a search.
 
         Args:
-            options: see `Options` in generator.py.
+            options: see `Options` in options.py.
             defaults: of the model.
 
         Returns:

@@ -24,9 +24,8 @@ class PromptLookup:
         self._most = self._limit = most
         self._tokens: list[int] = []
         self._indexed = 0
-        self._next: dict[
-            tuple[int, ...], int
-        ] = {}  # by up to 3 tokens in a row: the place behind where they last stood
+        # By up to 3 tokens in a row: the place behind where they last stood.
+        self._next: dict[tuple[int, ...], int] = {}
 
     def draft(self, prompt: Sequence[int], answer: Sequence[int], room: int) -> list[int]:
         """Tokens that may come next: what followed the last 3 tokens where they last stood, else the last 2 or 1.
