@@ -20,7 +20,7 @@ from onnxpress.runtime.generation.requests import Generation
 from onnxpress.runtime.manifest import SessionSettings, TaskSettings, TokenizerSettings
 from onnxpress.runtime.session import make_session
 from onnxpress.runtime.tokenizer import Tokenizer
-from tests.test_generator import SETTINGS, TINY, byte_tokenizer
+from tests.tiny_generator import SETTINGS, TINY, byte_tokenizer
 
 
 @pytest.fixture(scope="module")
