@@ -24,9 +24,21 @@ from onnxpress.runtime.evaluation import (
     token_classification,
 )
 from onnxpress.runtime.evaluation.base import Evaluation, Example, Scores
+from onnxpress.runtime.evaluation.evidence import Evidence
+from onnxpress.runtime.evaluation.intervals import Interval, paired_interval
 from onnxpress.runtime.paths import sha256_of
 
-__all__ = ["TASKS", "Evaluation", "Example", "Scores", "evaluate", "read_evaluation"]
+__all__ = [
+    "TASKS",
+    "Evaluation",
+    "Evidence",
+    "Example",
+    "Interval",
+    "Scores",
+    "evaluate",
+    "paired_interval",
+    "read_evaluation",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +97,7 @@ def evaluate(model: Any, evaluation: Evaluation) -> Scores:
 
     Args:
         model: one for the evaluation's task; which methods it must have say the protocols `Embeds`, `Classifies`,
-            `LabelsWords`, `Answers`, `Ranks` and `Fills` in the modules of the tasks.
+            `LabelsWords`, `Answers`, `Ranks`, `Fills` and `Predicts` in the modules of the tasks.
         evaluation: what `read_evaluation` gave.
 
     Raises:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation.base import Scores, needs
+from onnxpress.runtime.evaluation.evidence import Evidence
 from onnxpress.runtime.evaluation.rows import Layout, Positions, find_columns, is_number, read_rows, shown, text_of
 
 
@@ -117,9 +118,10 @@ def score(model: Ranks, queries: Sequence[RankedQuery]) -> Scores:
         for number, order in enumerate(orders)
     }
     mrr, ndcg = ir_measures.RR @ 10, ir_measures.nDCG @ 10
-    figures = ir_measures.calc_aggregate([mrr, ndcg], relevance, found)
+    figures, of_queries = ir_measures.calc([mrr, ndcg], relevance, found)
     metrics = {"mrr_at_10": 100.0 * float(figures[mrr]), "ndcg_at_10": 100.0 * float(figures[ndcg])}
-    return Scores(metrics, tuple(orders))
+    ranks = {entry.query_id: float(entry.value) for entry in of_queries if entry.measure == mrr}
+    return Scores(metrics, tuple(orders), Evidence.mean(ranks[str(number)] for number in range(len(queries))))
 
 
 def _named(relevance: Sequence[int]) -> dict[str, int]:
