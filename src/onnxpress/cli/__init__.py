@@ -12,10 +12,18 @@ import sys
 from collections.abc import Sequence
 
 import onnxpress
-from onnxpress.cli import chat, export, inspect, report, run, verify
+from onnxpress.cli import chat, compare, export, inspect, report, run, verify
 from onnxpress.runtime.errors import OnnxpressError
 
-COMMANDS = {"export": export, "run": run, "chat": chat, "inspect": inspect, "report": report, "verify": verify}
+COMMANDS = {
+    "export": export,
+    "run": run,
+    "chat": chat,
+    "inspect": inspect,
+    "report": report,
+    "verify": verify,
+    "compare": compare,
+}
 INTERRUPTED = 130
 
 
