@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import onnxpress
-from onnxpress.cli import chat, compare, export, inspect, report, run, verify
+from onnxpress.cli import chat, compare, debug, export, inspect, report, run, verify
 from onnxpress.runtime.errors import OnnxpressError
 
 COMMANDS = {
@@ -23,6 +23,7 @@ COMMANDS = {
     "report": report,
     "verify": verify,
     "compare": compare,
+    "debug": debug,
 }
 INTERRUPTED = 130
 
