@@ -115,7 +115,7 @@ def _write(arguments: argparse.Namespace, document: Mapping[str, Any]) -> None:
     if arguments.markdown:
         _save(arguments.markdown, render_markdown(document))
     if arguments.json:
-        print(json.dumps(document, ensure_ascii=False))
+        print(json.dumps(document))  # in ASCII: texts may hold what no encoding can write
     else:
         from onnxpress.cli.comparison_table import show_comparison
 
