@@ -165,8 +165,8 @@ def _nodes(path: Path) -> list[onnx.NodeProto]:
 
 
 def modules_of(nodes: Sequence[onnx.NodeProto]) -> dict[str, str]:
-    """The PyTorch module of each tensor. A node that a fusion has made does not say its own; it gets that of its weights
-    by their names, else what the modules of all that read its results have in common.
+    """The PyTorch module of each tensor. A node that a fusion has made does not say its own: it gets that of its
+    weights, by their names, else what the modules of all that read its results have in common.
 
     Args:
         nodes: of a graph, in order.
