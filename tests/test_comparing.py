@@ -162,7 +162,6 @@ def test_decoders_are_compared_by_perplexity_and_by_what_they_write(decoders: li
     sides = bundles(decoders[0], decoders[0], decoders[1])
     document = compare(sides, dataclasses.replace(QUIET, evaluation=(text,)))
     base, same, other = document["sides"]
-    assert [row["name"] for row in document["sides"]] == ["a:fp32", f"{decoders[0]}:fp32", "b:fp32"] or same["name"]
     assert (same["agreement"], same["changed_answers"]) == (1, 0)
     rise = 100 * (other["accuracy"] / base["accuracy"] - 1)
     assert other["accuracy_interval"]["difference"] == pytest.approx(rise)
@@ -171,8 +170,8 @@ def test_decoders_are_compared_by_perplexity_and_by_what_they_write(decoders: li
     assert 0 <= other["agreement"] < 1
     assert document["compared"] == 8
     assert other["examples"][0]["before"] != other["examples"][0]["after"]
-    title, cells = next((line.title, line.cells) for line in summary_lines(document) if line.title == "perplexity")
-    assert title == "perplexity"
+    cells = next(line.cells for line in summary_lines(document) if line.title == "perplexity")
+    assert cells[1][1] == "+0.00 % (+0.00 to +0.00)"
     assert cells[2][1].startswith(f"{rise:+.2f} %")
     without = compare(sides, QUIET)
     assert without["sides"][2]["agreement"] < 1
