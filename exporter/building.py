@@ -233,7 +233,7 @@ def _make_int8(state: State, folder: Path) -> dict[str, Any]:
     made = []
     feeds = [case.feeds for case in real_cases(state)]
     with quiet(state.verbose):
-        for index, config in enumerate(candidates(describe_machine().has_int8_dot_product)):
+        for index, config in enumerate(candidates(describe_machine())):
             place = folder / str(index)
             place.mkdir()
             made.append((config, quantize_int8_dynamic(state.fused.path, place / "model.onnx", config, feeds)))

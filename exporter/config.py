@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from onnxpress.quantize.weight_only import WeightOnlyConfig
+from onnxpress.runtime import hardware
 from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.machine import compute_capability, describe_machine
 
 Target = Literal["cpu", "cuda", "tensorrt"]
 Objective = Literal["throughput", "latency", "size"]
@@ -71,7 +73,7 @@ class ExportConfig:
     task: str | None = None
     """What the model is for, such as feature-extraction; inferred from the model when None."""
     variants: tuple[str, ...] | None = None
-    """Precisions to make; None: every one that the target runs and the task has (`PRECISIONS_OF_TARGET`)."""
+    """Precisions to make; None: every one that the target, and a GPU of it that is here, runs and the task has."""
     target: Target = "cpu"
     """Where the bundle will run."""
     evaluation: tuple[Path, ...] | None = None
@@ -131,6 +133,7 @@ class ExportConfig:
             InvalidInputError: a value that is not allowed.
         """
         given = {name: value for name in _WEIGHT_ONLY if (value := getattr(self, name)) is not None}
+        given.setdefault("accuracy_level", hardware.accuracy_level(describe_machine()))
         return WeightOnlyConfig(bits=bits, **given)
 
     def check_task(self, task: str) -> None:
@@ -158,10 +161,20 @@ class ExportConfig:
         for name in self.variants or ():
             if name not in able:
                 raise InvalidInputError(f"variant {name!r} is not made for {task}; it takes: {', '.join(able)}")
-        asked = self.variants or PRECISIONS_OF_TARGET[self.target]
-        if self.variants is None and task == "text-generation" and self.target == "cpu":
-            asked = tuple(name for name in asked if name != "fp16")  # no faster than fp32 there; int8 is smaller
+        asked = self.variants or hardware.offered(self.default_precisions(task), self.target, self.capability())
         return tuple(name for name in PRECISIONS if name in asked and name in able)
+
+    def default_precisions(self, task: str) -> tuple[str, ...]:
+        """The precisions that are made for a task unless others are asked for, before a GPU is looked at."""
+        able = _PRECISIONS_OF_DECODERS if task == "text-generation" else _PRECISIONS_OF_ENCODERS
+        names = tuple(name for name in PRECISIONS_OF_TARGET[self.target] if name in able)
+        if task == "text-generation" and self.target == "cpu":
+            return tuple(name for name in names if name != "fp16")  # no faster than fp32 there; int8 is smaller
+        return names
+
+    def capability(self) -> str | None:
+        """CUDA compute capability of the GPU here; None where there is none, or it is not the target."""
+        return None if self.target == "cpu" else compute_capability()
 
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ from onnxpress.exporter.benchmark import baseline_name
 from onnxpress.exporter.gate import DEFAULT_MAX_DROP
 from onnxpress.exporter.page import render_report
 from onnxpress.exporter.state import State, VariantState
+from onnxpress.runtime import hardware
 from onnxpress.runtime.machine import describe_machine, versions
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.measuring import Measurement
@@ -49,6 +50,7 @@ def build_report(state: State) -> dict[str, Any]:
         "objective": config.objective,
         "max_accuracy_drop": DEFAULT_MAX_DROP if config.max_accuracy_drop is None else config.max_accuracy_drop,
         "machine": dataclasses.asdict(describe_machine()) | {"threads": state.threads},
+        "hardware": _hardware(state),
         "versions": versions(),
         "evaluation": _evaluation(state),
         "calibration": _calibration(state),
@@ -57,6 +59,21 @@ def build_report(state: State) -> dict[str, Any]:
         "variants": [_variant(state, variant) for variant in state.variants],
         "default": {"variant": state.default, "reason": state.default_reason},
         "steps": list(state.timings),
+    }
+
+
+def _hardware(state: State) -> dict[str, Any]:
+    """What the hardware of this machine decided; what was asked for is not among it."""
+    machine, config = describe_machine(), state.config
+    capability = config.capability()
+    default, made = config.default_precisions(state.task), [variant.precision for variant in state.variants]
+    decisions = hardware.decide(machine, config.target, state.task == "text-generation", default, made, capability)
+    asked = {hardware.VARIANTS: config.variants, hardware.ACCURACY_LEVEL: config.accuracy_level}
+    return {
+        "features": list(machine.cpu_features),
+        "int8_dot_product": hardware.int8_dot_product(machine),
+        "cuda_compute_capability": capability,
+        "decisions": [dataclasses.asdict(entry) for entry in decisions if asked.get(entry.name) is None],
     }
 
 

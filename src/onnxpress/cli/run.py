@@ -57,12 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", help="which variant to use (default: the bundle's)")
     parser.add_argument("--providers", help="execution providers, such as cpu or cuda, in order of preference")
     parser.add_argument("--threads", type=int, help="CPU threads to use (default: the cores allowed)")
-    parser.add_argument("--quiet", "-q", action="store_true", help="show no progress")
+    parser.add_argument("--quiet", "-q", action="store_true", help="show no progress and no notes about figures")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer every text; status 2 if any line could not be answered, or if there was none."""
     from onnxpress.cli.answers import answering, writing_options
+    from onnxpress.cli.figures import tell_origin
     from onnxpress.cli.writing import write_answer
     from onnxpress.runtime.errors import InvalidInputError
     from onnxpress.runtime.model import load
@@ -71,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     providers = arguments.providers.split(",") if arguments.providers else None
     model = load(arguments.bundle, arguments.variant, providers, arguments.threads)
     plan = answering(model, arguments)
+    if not arguments.quiet:
+        tell_origin(model.bundle, model.variant.name)
     if arguments.prompt is not None:
         for option in ("input", "output", "format", "column"):
             if getattr(arguments, option) is not None:
