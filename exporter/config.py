@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from onnxpress.quantize.weight_only import WeightOnlyConfig
 from onnxpress.runtime import hardware
 from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.hardware import Hardware
 from onnxpress.runtime.machine import compute_capability, describe_machine
 
 Target = Literal["cpu", "cuda", "tensorrt"]
@@ -161,20 +162,21 @@ class ExportConfig:
         for name in self.variants or ():
             if name not in able:
                 raise InvalidInputError(f"variant {name!r} is not made for {task}; it takes: {', '.join(able)}")
-        asked = self.variants or hardware.offered(self.default_precisions(task), self.target, self.capability())
+        asked = self.variants or hardware.offered(self.hardware_for(task), self.default_precisions(task))
         return tuple(name for name in PRECISIONS if name in asked and name in able)
 
     def default_precisions(self, task: str) -> tuple[str, ...]:
-        """The precisions that are made for a task unless others are asked for, before a GPU is looked at."""
+        """The precisions that are made for a task unless others are asked for, before the hardware is looked at."""
         able = _PRECISIONS_OF_DECODERS if task == "text-generation" else _PRECISIONS_OF_ENCODERS
         names = tuple(name for name in PRECISIONS_OF_TARGET[self.target] if name in able)
         if task == "text-generation" and self.target == "cpu":
             return tuple(name for name in names if name != "fp16")  # no faster than fp32 there; int8 is smaller
         return names
 
-    def capability(self) -> str | None:
-        """CUDA compute capability of the GPU here; None where there is none, or it is not the target."""
-        return None if self.target == "cpu" else compute_capability()
+    def hardware_for(self, task: str) -> Hardware:
+        """What decides what was not asked for: this machine, and its GPU where that is the target."""
+        capability = None if self.target == "cpu" else compute_capability()
+        return Hardware(describe_machine(), self.target, task == "text-generation", capability)
 
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:

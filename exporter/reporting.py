@@ -64,15 +64,14 @@ def build_report(state: State) -> dict[str, Any]:
 
 def _hardware(state: State) -> dict[str, Any]:
     """What the hardware of this machine decided; what was asked for is not among it."""
-    machine, config = describe_machine(), state.config
-    capability = config.capability()
-    default, made = config.default_precisions(state.task), [variant.precision for variant in state.variants]
-    decisions = hardware.decide(machine, config.target, state.task == "text-generation", default, made, capability)
+    config = state.config
+    here, made = config.hardware_for(state.task), [variant.precision for variant in state.variants]
+    decisions = hardware.decide(here, config.default_precisions(state.task), made)
     asked = {hardware.VARIANTS: config.variants, hardware.ACCURACY_LEVEL: config.accuracy_level}
     return {
-        "features": list(machine.cpu_features),
-        "int8_dot_product": hardware.int8_dot_product(machine),
-        "cuda_compute_capability": capability,
+        "features": list(here.machine.cpu_features),
+        "int8_dot_product": hardware.int8_dot_product(here.machine),
+        "cuda_compute_capability": here.capability,
         "decisions": [dataclasses.asdict(entry) for entry in decisions if asked.get(entry.name) is None],
     }
 

@@ -11,7 +11,10 @@ documentation):
 - NEON without the dot product makes activations signed and adds two products in 16 bits, which hold them:
   2 x 128 x 127 < 32,767.
 - Products with weights in blocks (MatMulNBits) can round activations to 8 bits where there is AVX2 or the dot product
-  of NEON. Elsewhere they compute in float32, whatever they are asked for.
+  of NEON. Elsewhere they compute in float32 whatever they are asked for; with 8 bits, and on x86 with 4, all weights
+  are unpacked at each step.
+
+docs/hardware.md has what was measured of this.
 """
 
 from __future__ import annotations
@@ -56,6 +59,19 @@ _SAFE = (Int8Kind(signed=True, reduce_range=True), Int8Kind(signed=False, reduce
 
 
 @dataclasses.dataclass(frozen=True)
+class Hardware:
+    """What an export is for, and where it runs."""
+
+    machine: Machine
+    target: str
+    """cpu, cuda or tensorrt."""
+    is_decoder: bool
+    """Whether the weights alone are quantized."""
+    capability: str | None
+    """CUDA compute capability of the GPU that is the target; None: there is none to ask, and nothing is left out."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Decision:
     """Something that was decided by the hardware."""
 
@@ -97,69 +113,68 @@ def session_config(machine: Machine) -> dict[str, str]:
 
 
 def accuracy_level(machine: Machine) -> Literal[1, 4]:
-    """What products with weights in blocks shall compute in: 4 for activations of 8 bits, 1 for float32."""
-    return 4 if any(flag in machine.cpu_features for flag in ("avx2", "asimddp")) else 1
+    """What products with weights in blocks shall compute in: 4 for activations of 8 bits, 1 for float32. A processor
+    whose features could not be read is taken for one of today's."""
+    return 4 if not machine.cpu_features or any(flag in machine.cpu_features for flag in ("avx2", "asimddp")) else 1
 
 
-def offered(precisions: Sequence[str], target: str, capability: str | None) -> tuple[str, ...]:
-    """The precisions to make by default, of those that a target has kernels for.
+def offered(hardware: Hardware, precisions: Sequence[str]) -> tuple[str, ...]:
+    """The precisions to make by default.
 
     Args:
-        precisions: of the target.
-        target: cpu, cuda or tensorrt.
-        capability: CUDA compute capability of the GPU; None: there is none to ask, and nothing is left out.
+        hardware: of the export.
+        precisions: those that onnxruntime has kernels for.
     """
-    if target == "cpu" or capability is None:
-        return tuple(precisions)
-    return tuple(name for name in precisions if not _is_beyond(name, capability))
+    return tuple(name for name in precisions if _against(hardware, name) is None)
 
 
-def decide(
-    machine: Machine,
-    target: str,
-    is_decoder: bool,
-    precisions: Sequence[str],
-    made: Sequence[str],
-    capability: str | None,
-) -> tuple[Decision, ...]:
+def decide(hardware: Hardware, precisions: Sequence[str], made: Sequence[str]) -> tuple[Decision, ...]:
     """Everything that the hardware decides of an export, with the reasons.
 
     Args:
-        machine: where the export runs.
-        target: cpu, cuda or tensorrt.
-        is_decoder: whether weights alone are quantized.
-        precisions: those of the target and the model, before the hardware is looked at.
+        hardware: of the export.
+        precisions: those that onnxruntime has kernels for.
         made: those of the variants that are made.
-        capability: as in `offered`.
     """
-    if target != "cpu":
-        return (_variants_of_gpu(precisions, target, capability),)
-    variants = Decision(
-        VARIANTS,
-        ", ".join(precisions),
-        "onnxruntime has kernels for them on every CPU; bfloat16 it has for CUDA only.",
-    )
-    if is_decoder:
+    machine = hardware.machine
+    variants = _variants(hardware, precisions)
+    if hardware.target != "cpu":
+        return (variants,)
+    if hardware.is_decoder:
         return variants, _accuracy_level(machine)
     activations = (_activations(machine),) if "int8-static" in made else ()
     return (variants, _weights(machine), *activations, *_exact(machine))
 
 
-def _is_beyond(precision: str, capability: str) -> bool:
-    version = tuple(int(part) for part in capability.split("."))
-    return version < _LEAST_CAPABILITY.get(precision, (0, 0))
-
-
-def _variants_of_gpu(precisions: Sequence[str], target: str, capability: str | None) -> Decision:
-    able = offered(precisions, target, capability)
-    if capability is None:
-        reason = f"there is no NVIDIA GPU here to ask, so nothing that {target} may run was left out."
-    elif left := [name for name in precisions if name not in able]:
-        needs = ", ".join(f"{_TYPES[name]} needs {'.'.join(map(str, _LEAST_CAPABILITY[name]))}" for name in left)
-        reason = f"the GPU here has compute capability {capability}: {needs}."
+def _variants(hardware: Hardware, precisions: Sequence[str]) -> Decision:
+    reasons = [reason for name in precisions if (reason := _against(hardware, name)) is not None]
+    if reasons:
+        reason = f"{'; '.join(dict.fromkeys(reasons))}."
+    elif hardware.target == "cpu":
+        reason = "onnxruntime has kernels for them here; for bfloat16 it has them on CUDA only."
+    elif hardware.capability is None:
+        reason = f"there is no NVIDIA GPU here to ask, so nothing that {hardware.target} may run was left out."
     else:
-        reason = f"the GPU here has compute capability {capability}, which computes in all of them."
-    return Decision(VARIANTS, ", ".join(able), reason)
+        reason = f"the GPU here has compute capability {hardware.capability}, which computes in all of them."
+    return Decision(VARIANTS, ", ".join(offered(hardware, precisions)), reason)
+
+
+def _against(hardware: Hardware, precision: str) -> str | None:
+    """Why a precision is not made by default, or None."""
+    if hardware.target != "cpu":
+        least, capability = _LEAST_CAPABILITY.get(precision), hardware.capability
+        if least is None or capability is None or tuple(map(int, capability.split("."))) >= least:
+            return None
+        needs = f"{_TYPES[precision]} needs {'.'.join(map(str, least))}"
+        return f"the GPU here has compute capability {capability}, and {needs}"
+    unpacked = ("int8", "int4") if is_x86(hardware.machine) else ("int8",)
+    if hardware.is_decoder and precision in unpacked and accuracy_level(hardware.machine) == 1:
+        return f"without {_lacks_for_blocks(hardware.machine)}, {precision} weights are unpacked at each step"
+    return None
+
+
+def _lacks_for_blocks(machine: Machine) -> str:
+    return "AVX2" if is_x86(machine) else "the dot product of NEON"
 
 
 def _weights(machine: Machine) -> Decision:
@@ -168,10 +183,7 @@ def _weights(machine: Machine) -> Decision:
         reason = f"{found} sums 8-bit products in 32 bits, so signed weights may use all of their bits."
         return Decision(name, "signed, 8 bits", reason)
     if not may_saturate(machine):
-        reason = (
-            "sums of two 8-bit products fit into the 16 bits that this processor adds them in, because activations "
-            "are signed too."
-        )
+        reason = "only kernels of x86 saturate; those of this processor add 8-bit products without an error."
         return Decision(name, "signed, 8 bits", reason)
     lacking = "neither VNNI nor AMX" if machine.cpu_features else "no instruction sets that could be read"
     reason = (
@@ -200,10 +212,10 @@ def _accuracy_level(machine: Machine) -> Decision:
     if accuracy_level(machine) == 4:
         kernels = "AVX2" if is_x86(machine) else "NEON"
         reason = (
-            f"onnxruntime has {kernels} kernels that round activations to 8 bits block by block, many times faster "
-            "than float32 and hardly less accurate."
+            f"onnxruntime has {kernels} kernels that round activations to 8 bits block by block: several times as fast "
+            "as float32 for one token, and hardly less accurate."
         )
         return Decision(ACCURACY_LEVEL, "4", reason)
-    lacking = "AVX2" if is_x86(machine) else "the dot product of NEON"
+    lacking = _lacks_for_blocks(machine)
     reason = f"without {lacking} onnxruntime computes these products in float32, whatever it is asked for."
     return Decision(ACCURACY_LEVEL, "1", reason)
