@@ -218,7 +218,7 @@ def advice(bundle: Bundle, bench: Bench) -> str | None:
         figures
         for figures in bench.variants
         if manifest.variant(figures.name).status == "passed"
-        and figures.measurement == default.measurement
+        and figures.created == default.created  # measured in turn
         and not _loses(default.accuracy, figures.accuracy, report.get("max_accuracy_drop"))
     ]
     best = max(held, key=lambda figures: _speed(figures, objective), default=default)

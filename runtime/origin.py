@@ -71,9 +71,11 @@ def stale_notice(bundle: Bundle) -> str | None:
 
 def saturation_warning(bundle: Bundle, variant: Variant) -> str | None:
     """A sentence where 8 bits of a variant were chosen for a processor that multiplies them without an error and this
-    one does not; else None."""
-    here = describe_machine()
-    if not may_saturate(here) or not _has_full_range(bundle.manifest, variant):
+    one does not; None where that is not so, or the accuracy was measured here."""
+    if not may_saturate(describe_machine()) or not _has_full_range(bundle.manifest, variant):
+        return None
+    measured = read_bench(bundle).of(variant.name)
+    if measured is not None and measured.accuracy is not None:
         return None
     return (
         f"variant {variant.name!r} has signed 8-bit weights, which are right for the processor it was made on "
@@ -91,10 +93,10 @@ def log_origin(bundle: Bundle, variant: Variant) -> None:
     if key in _told:
         return
     _told.add(key)
+    if _LOG.isEnabledFor(logging.INFO) and (notice := stale_notice(bundle)) is not None:
+        _LOG.info(notice)
     if (warning := saturation_warning(bundle, variant)) is not None:
         _LOG.warning(warning)
-    if (notice := stale_notice(bundle)) is not None:
-        _LOG.info(notice)
 
 
 def _has_full_range(manifest: Manifest, variant: Variant) -> bool:

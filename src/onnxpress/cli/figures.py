@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,21 +13,36 @@ if TYPE_CHECKING:
     from onnxpress.runtime.bundle import Bundle
 
 
-def tell_origin(bundle: Bundle, variant: str | None = None) -> None:
-    """Say on stderr, in a line, that a bundle's figures are of another machine, and that its accuracy may be.
-
-    Args:
-        bundle: an opened bundle.
-        variant: the one that is served; None: whichever there are.
-    """
+def tell_origin(bundle: Bundle) -> None:
+    """Say on stderr, in a line each, that a bundle's figures are of another machine, and which variants' accuracy may
+    be."""
     from onnxpress.runtime.origin import saturation_warning, stale_notice
 
     if (notice := stale_notice(bundle)) is not None:
         print(f"onnxpress: {notice}", file=sys.stderr)
-    variants = bundle.manifest.variants if variant is None else [bundle.manifest.variant(variant)]
-    for each in variants:
-        if (warning := saturation_warning(bundle, each)) is not None:
+    for variant in bundle.manifest.variants:
+        if (warning := saturation_warning(bundle, variant)) is not None:
             print(f"onnxpress: warning: {warning}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def log_on_stderr() -> Iterator[None]:
+    """While inside, what onnxpress logs is said on stderr, such as what `load` says of where figures are from."""
+
+    class Said(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            level = "warning: " if record.levelno >= logging.WARNING else ""
+            print(f"onnxpress: {level}{record.getMessage()}", file=sys.stderr)
+
+    logger, said = logging.getLogger("onnxpress"), Said()
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(said)
+    try:
+        yield
+    finally:
+        logger.removeHandler(said)
+        logger.setLevel(before)
 
 
 def comparison(bundle: Bundle, figures: Sequence[Figures]) -> list[dict[str, Any]]:
