@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 import onnxpress
-from onnxpress.cli import bench, chat, export, inspect, report, run, verify
+from onnxpress.cli import bench, chat, compare, debug, export, inspect, report, run, verify
 from onnxpress.runtime.errors import OnnxpressError
 
 COMMANDS = {
@@ -24,6 +24,8 @@ COMMANDS = {
     "report": report,
     "verify": verify,
     "bench": bench,
+    "compare": compare,
+    "debug": debug,
 }
 INTERRUPTED = 130
 
