@@ -17,6 +17,7 @@ from onnxpress.exporter.state import TOKENIZER_FILE, Graph, ModelFacts, State, V
 from onnxpress.quantize.graphs import PassReport
 from onnxpress.runtime.decoding import decode
 from onnxpress.runtime.errors import UnsupportedModelError, first_line
+from onnxpress.runtime.hardware import int8_kinds
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.providers import SHORT_NAMES, unusable_because
@@ -233,7 +234,7 @@ def _make_int8(state: State, folder: Path) -> dict[str, Any]:
     made = []
     feeds = [case.feeds for case in real_cases(state)]
     with quiet(state.verbose):
-        for index, config in enumerate(candidates(describe_machine())):
+        for index, config in enumerate(candidates(int8_kinds(describe_machine()))):
             place = folder / str(index)
             place.mkdir()
             made.append((config, quantize_int8_dynamic(state.fused.path, place / "model.onnx", config, feeds)))

@@ -36,6 +36,7 @@ from onnxpress.quantize.graphs import (
 from onnxpress.quantize.migration import MigrationConfig, migrate_scales
 from onnxpress.quantize.ranges import Method, Range, find_ranges
 from onnxpress.runtime.errors import InvalidInputError, UnsupportedModelError
+from onnxpress.runtime.hardware import Int8Kind
 
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy")
 _OPSET = 13
@@ -91,14 +92,22 @@ class Int8StaticConfig:
 
 
 def candidates(
-    has_int8_dot_product: bool,
+    kinds: Sequence[Int8Kind],
+    signed_activations: bool = False,
     methods: Sequence[Method] = METHODS,
     migrations: Sequence[MigrationConfig | None] = (None, MigrationConfig()),
 ) -> tuple[Int8StaticConfig, ...]:
-    """Settings worth comparing on a processor. Without 8-bit dot products, see int8_dynamic.py, signed weights must
-    stay within 7 bits; unsigned ones are slower."""
+    """Settings worth comparing, for the 8 bits that suit a processor (runtime/hardware.py), of which the first are
+    taken."""
+    kind = kinds[0]
     return tuple(
-        Int8StaticConfig(method, migration=migration, reduce_range=not has_int8_dot_product)
+        Int8StaticConfig(
+            method,
+            signed=kind.signed,
+            signed_activations=signed_activations,
+            reduce_range=kind.reduce_range,
+            migration=migration,
+        )
         for migration in migrations
         for method in methods
     )

@@ -55,7 +55,9 @@ class Int8Kind:
 
 
 FULL = Int8Kind(signed=True, reduce_range=False)
-_SAFE = (Int8Kind(signed=True, reduce_range=True), Int8Kind(signed=False, reduce_range=False))
+"""Right where products are summed in 32 bits, and on all but x86."""
+SAFE = (Int8Kind(signed=True, reduce_range=True), Int8Kind(signed=False, reduce_range=False))
+"""Right everywhere; the first one is faster where there is no 8-bit dot product."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +99,8 @@ def may_saturate(machine: Machine) -> bool:
 
 
 def int8_kinds(machine: Machine) -> tuple[Int8Kind, ...]:
-    """The weights of 8 bits that are worth measuring on a processor, dynamic and static."""
-    return _SAFE if may_saturate(machine) else (FULL,)
+    """The weights of 8 bits that are worth measuring on a processor, dynamic and static; mostly the fastest first."""
+    return SAFE if may_saturate(machine) else (FULL,)
 
 
 def signed_activations(machine: Machine) -> bool:

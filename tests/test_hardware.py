@@ -15,11 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxpress.exporter import config as config_module
 from onnxpress.exporter.config import ExportConfig
 from onnxpress.runtime import hardware, machine, session
-from onnxpress.runtime.hardware import EXACT_INT8, FULL, Hardware, Int8Kind, accuracy_level, decide, int8_kinds, offered
+from onnxpress.runtime.hardware import EXACT_INT8, FULL, SAFE, Hardware, accuracy_level, decide, int8_kinds, offered
 from onnxpress.runtime.machine import Machine, compute_capability
 from onnxpress.runtime.manifest import SessionSettings
-
-SAFE = (Int8Kind(signed=True, reduce_range=True), Int8Kind(signed=False, reduce_range=False))
 
 
 def fake(*features: str, architecture: str = "x86_64") -> Machine:
