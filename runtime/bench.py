@@ -84,7 +84,10 @@ def read_bench(bundle: Bundle) -> Bench:
         document = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(document, dict) or document.pop("schema_version", None) != SCHEMA_VERSION:
             raise ValueError(f"expected schema version {SCHEMA_VERSION}")
-        return Bench(decode(Bench, document).variants)
+        found = decode(Bench, document)
+        for figures in found.variants:
+            _check(figures)
+        return Bench(found.variants)
     except FileNotFoundError:
         return Bench(())
     except (OSError, ValueError, RecursionError) as error:
@@ -286,6 +289,23 @@ def _accuracy(
     files, samples = tuple(evaluation.files), len(evaluation.examples)
     metrics = {name: float(value) for name, value in scores.metrics.items()}
     return Accuracy(metrics, evaluation.label, files, evaluation.sha256, samples)
+
+
+def _check(figures: Figures) -> None:
+    """Raise ValueError where rows lack what is read of them."""
+    for row in figures.latency:
+        _require_positive(row, "tokens", "p50_ms")
+    for row in figures.throughput:
+        _require_positive(row, "batch", "tokens_per_second" if "tokens_per_second" in row else "texts_per_second")
+    if not figures.latency or not figures.throughput:
+        raise ValueError(f"{figures.name} has no figures")
+
+
+def _require_positive(row: Mapping[str, Any], *keys: str) -> None:
+    for key in keys:
+        value = row.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ValueError(f"{key} is {value!r}")
 
 
 def _require_place(bundle: Bundle) -> Path:

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, keep, and show beside the bundle's own figures."""
-    from onnxpress.cli.figures import comparison, table
+    from onnxpress.cli.figures import bundle_threads, comparison, table
     from onnxpress.runtime.bench import advice, choose_variants, keep, measure_bundle, read_bench, read_evaluation_for
     from onnxpress.runtime.bundle import open_bundle
     from onnxpress.runtime.machine import describe_machine, onnxruntime_version
@@ -71,7 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
         }
         print(json.dumps(document, ensure_ascii=False))
         return 0
-    print(f"{bundle.manifest.source.name} on {machine.cpu}, {measured[0].measurement['threads']} threads")
+    threads, of_bundle = measured[0].measurement["threads"], bundle_threads(bundle)
+    there = "" if of_bundle in (None, threads) else f" (the bundle: {of_bundle})"
+    print(f"{bundle.manifest.source.name} on {machine.cpu}, threads: {threads}{there}")
     print(
         f"  the bundle was measured elsewhere: {'; '.join(found)}" if found else "  the bundle was measured here, too"
     )
