@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from onnxpress.runtime.data.lines import read_text
 from onnxpress.runtime.errors import InvalidInputError
-from onnxpress.runtime.evaluation.rows import read_text
 from onnxpress.runtime.generation.perplexity import encode_whole
 from onnxpress.runtime.tables import read_texts
 
