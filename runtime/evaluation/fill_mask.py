@@ -19,7 +19,7 @@ from onnxpress.runtime.evaluation.evidence import Evidence
 from onnxpress.runtime.evaluation.rows import Layout, Positions, find_columns, read_rows, text_of
 
 TOP = 5
-_GAP = re.compile(r"\[MASK\]|<mask>")
+GAP = re.compile(r"\[MASK\]|<mask>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Gap:
         """
         # A model's own mask may be written otherwise than the two that everybody knows.
         count = self.text.count(mask_token)
-        text = self.text if count else _GAP.sub(lambda _: mask_token, self.text)
+        text = self.text if count else GAP.sub(lambda _: mask_token, self.text)
         if text.count(mask_token) != 1:
             raise InvalidInputError(
                 f"{self.place}: the text has {text.count(mask_token) or 'no'} gaps; give one, as {mask_token} or [MASK]"
@@ -114,7 +114,7 @@ def read(sources: Sequence[Source], labels: Sequence[str], function: str, sample
 def _gaps(source: Source) -> Iterator[Gap]:
     for row in read_rows(source, _LAYOUT):
         text = text_of(row.place, "the text", row.cells["text"])
-        count = len(_GAP.findall(text))
+        count = len(GAP.findall(text))
         if count > 1:
             raise InvalidInputError(f"{row.place}: the text has {count} gaps; give one")
         yield Gap(text, text_of(row.place, "the target", row.cells["target"]), row.place)
