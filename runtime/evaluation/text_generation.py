@@ -7,6 +7,7 @@ A text is tokenized whole, special tokens not added. A plain file is one text, o
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -53,6 +54,7 @@ def _by_name(names: Sequence[str], chosen: Positions) -> Positions | None:
 
 COLUMNS = {"text": "text"}
 _LAYOUT = Layout(_by_name, lambda row: None, "text", "text", COLUMNS)
+_TWO_WORDS = re.compile(r"\S\s+\S")
 _SAMPLES = 4096
 _MOST_CHARACTERS = 4_000_000
 """Of all texts together unless a number of them is asked for: a million tokens, which take a CPU many minutes."""
@@ -75,7 +77,7 @@ def read(sources: Sequence[Source], labels: Sequence[str], function: str, sample
 
 def _passages(source: Source) -> Iterator[Passage]:
     for text in _texts(source):
-        if len(text.split()) >= 2:
+        if _TWO_WORDS.search(text):
             yield Passage(text)
 
 
