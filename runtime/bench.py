@@ -22,6 +22,7 @@ from onnxpress.runtime.manifest import Variant
 from onnxpress.runtime.paths import user_cache, write_atomically
 
 if TYPE_CHECKING:
+    from onnxpress.runtime.data.options import DataOptions
     from onnxpress.runtime.evaluation import Evaluation
 
 SCHEMA_VERSION = 1
@@ -115,8 +116,13 @@ def choose_variants(bundle: Bundle, names: Sequence[str]) -> tuple[list[Variant]
     return [variant for variant in wanted if variant.name not in reasons], reasons
 
 
-def read_evaluation_for(bundle: Bundle, paths: Sequence[Path]) -> Evaluation:
+def read_evaluation_for(bundle: Bundle, paths: Sequence[Path], options: DataOptions) -> Evaluation:
     """Labelled examples for a bundle's task.
+
+    Args:
+        bundle: an opened bundle.
+        paths: as of `read_evaluation`.
+        options: which columns, labels, split and how many examples.
 
     Raises:
         InvalidInputError: a file cannot be used, or does not fit the bundle's labels.
@@ -124,9 +130,8 @@ def read_evaluation_for(bundle: Bundle, paths: Sequence[Path]) -> Evaluation:
     from onnxpress.runtime.evaluation import read_evaluation
 
     labels = bundle.manifest.labels
-    if labels is None:
-        return read_evaluation(paths, bundle.manifest.task)
-    return read_evaluation(paths, bundle.manifest.task, labels.names, labels.function)
+    names, function = ((), "softmax") if labels is None else (labels.names, labels.function)
+    return read_evaluation(paths, bundle.manifest.task, names, function, options)
 
 
 def measure_bundle(

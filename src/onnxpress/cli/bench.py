@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from onnxpress.cli.data import add_evaluation_arguments, evaluation_options
+
 HELP = "Measure a bundle's variants again on this machine, without PyTorch, and keep the figures in the user's cache."
 
 
@@ -21,13 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--measure", choices=("quick", "full"), default="quick", help="how long (default: quick)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads to use (default: the cores allowed)")
-    parser.add_argument(
-        "--eval",
-        dest="evaluation",
-        metavar="FILE",
-        action="append",
-        help="labelled examples of the task to measure accuracy on, too (docs/evaluation.md); may be repeated",
-    )
+    add_evaluation_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--quiet", "-q", action="store_true", help="show no progress")
 
@@ -46,8 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"onnxpress: {name} is not measured: {reason}", file=sys.stderr)
     if (problem := read_bench(bundle).problem) is not None:
         print(f"onnxpress: {problem}", file=sys.stderr)
-    paths = [Path(name) for name in arguments.evaluation or ()]
-    evaluation = read_evaluation_for(bundle, paths) if paths else None
+    paths, options = [Path(name) for name in arguments.eval or ()], evaluation_options(arguments)
+    evaluation = read_evaluation_for(bundle, paths, options) if paths else None
     with _progress(arguments.quiet) as progress:
         measured = measure_bundle(bundle, variants, arguments.measure, arguments.threads, evaluation, progress)
     kept = keep(bundle, measured)
