@@ -16,7 +16,7 @@ from onnxpress.exporter.state import Graph, State, VariantState
 from onnxpress.quantize.graphs import check_structure
 from onnxpress.runtime.decoding import decode
 from onnxpress.runtime.errors import OnnxpressError, VerificationError
-from onnxpress.runtime.evaluation import Evaluation, Scores, evaluate
+from onnxpress.runtime.evaluation import Evaluation, Evidence, Interval, Scores, evaluate, paired_interval
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings, Tensor
 from onnxpress.runtime.model import load
@@ -74,11 +74,14 @@ def _try_graph(state: State, variant: VariantState, graph: Graph) -> VariantStat
     _, verdict, found = state.cache.get("verify", _verdict_key(state, variant), make)
     state.progress("verify", f"{variant.name}{', cached' if found else ''}", None)
     parity = verdict["parity"] and decode(Parity, verdict["parity"])
-    return dataclasses.replace(variant, **{**verdict, "parity": parity, "notes": tuple(verdict["notes"])})
+    interval = verdict["accuracy_interval"] and decode(Interval, verdict["accuracy_interval"])
+    decoded = {"parity": parity, "accuracy_interval": interval, "notes": tuple(verdict["notes"])}
+    return dataclasses.replace(variant, **{**verdict, **decoded})
 
 
 _VERDICT = (
-    "status", "failure", "parity", "first_divergence", "accuracy", "metrics", "changed_answers", "notes"
+    "status", "failure", "parity", "first_divergence", "accuracy", "accuracy_interval", "metrics", "changed_answers",
+    "notes",
 )  # fmt: skip
 
 
@@ -126,6 +129,7 @@ def _check_accuracy(state: State, variant: VariantState) -> VariantState:
     variant = dataclasses.replace(
         variant,
         accuracy=after,
+        accuracy_interval=paired_interval(state.evaluation, state.baseline_scores, scores),
         metrics=scores.metrics,
         changed_answers=_changed_answers(state.baseline_scores, scores),
     )
@@ -187,7 +191,8 @@ def _with_baseline_scores(state: State) -> State:
 
 def _scores(data: dict[str, Any]) -> Scores:
     """Scores from their JSON form, in which tuples have become lists."""
-    return Scores(data["metrics"], tuple(_frozen(value) for value in data["predictions"]))
+    evidence = Evidence(data["evidence"]["kind"], _frozen(data["evidence"]["rows"]))
+    return Scores(data["metrics"], tuple(_frozen(value) for value in data["predictions"]), evidence)
 
 
 def _frozen(value: Any) -> Any:

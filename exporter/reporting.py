@@ -12,6 +12,7 @@ from onnxpress.exporter.benchmark import baseline_name
 from onnxpress.exporter.gate import DEFAULT_MAX_DROP
 from onnxpress.exporter.page import render_report
 from onnxpress.exporter.state import State, VariantState
+from onnxpress.runtime.evaluation import Interval
 from onnxpress.runtime.machine import describe_machine, versions
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.measuring import Measurement
@@ -120,6 +121,7 @@ def _variant(state: State, variant: VariantState) -> dict[str, Any]:
         "failure": variant.failure,
         "accuracy": _rounded(variant.accuracy),
         "accuracy_drop": _rounded(drop),
+        "accuracy_interval": _interval(variant.accuracy_interval),
         "metrics": _rounded_all(variant.metrics),
         "changed_answers": variant.changed_answers,
         "agreement": variant.parity.agreement if variant.parity else None,
@@ -131,6 +133,10 @@ def _variant(state: State, variant: VariantState) -> dict[str, Any]:
         "float32_nodes": [name for entry in variant.graph.passes for name in entry.float32_nodes],
         "notes": list(variant.notes),
     }
+
+
+def _interval(interval: Interval | None) -> dict[str, float] | None:
+    return _rounded_all(dataclasses.asdict(interval)) if interval and interval.finite else None
 
 
 def _parity(variant: VariantState) -> dict[str, Any] | None:

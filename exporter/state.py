@@ -11,7 +11,7 @@ from onnxpress.exporter.config import ExportConfig, ProgressHook
 from onnxpress.exporter.source import Source
 from onnxpress.exporter.stepcache import StepCache
 from onnxpress.quantize.graphs import PassReport
-from onnxpress.runtime.evaluation import Evaluation, Scores
+from onnxpress.runtime.evaluation import Evaluation, Interval, Scores
 from onnxpress.runtime.manifest import SessionSettings, TaskSettings, Tensor
 from onnxpress.runtime.measuring import Measurement
 from onnxpress.runtime.verification import Case, Parity
@@ -61,6 +61,8 @@ class VariantState:
     first_divergence: dict[str, Any] | None = None
     accuracy: float | None = None
     """The evaluation's primary figure, in points."""
+    accuracy_interval: Interval | None = None
+    """Its difference from the reference's."""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     """All its figures."""
     changed_answers: int | None = None

@@ -103,6 +103,7 @@ def variant(name: str, accuracy: float | None, agreement: float, measured: Repor
         "failure": None,
         "accuracy": accuracy,
         "accuracy_drop": drop,
+        "accuracy_interval": None,
         "metrics": {} if accuracy is None else {"spearman": accuracy},
         "changed_answers": None,
         "agreement": agreement,
@@ -124,6 +125,7 @@ def full_report() -> Report:
         0.9987,
         figures(1.98, 1640.2, 238, 0.41, 22_914_206),
         default=True,
+        accuracy_interval={"difference": -0.2, "low": -0.4312, "high": 0.018},
         parity=parity("cosine", 0.98, 0.0312, 0.99124, 0.0061),
         passes=[
             _FUSE,
@@ -260,6 +262,7 @@ def with_logits(task: str, label: str, scores: Report, changed: tuple[int, ...],
         if index > 0:
             row["accuracy_drop"] = round(report["baseline"]["accuracy"] - row["accuracy"], 4)
             row["changed_answers"] = changed[index - 1]
+            row["accuracy_interval"] = None
     _, fp16, int8 = report["variants"]
     fp16["parity"] = parity("rms", 0.03, 0.0035, 0.999995, 0.00127)
     int8["parity"] = parity("rms", 0.2, 0.322, 0.994008, 0.109)

@@ -14,12 +14,12 @@ import onnxpress
 from onnxpress.cli import main
 from onnxpress.exporter import Thresholds
 from onnxpress.exporter.baseline import load_baseline
-from onnxpress.exporter.benchmark import prompts_of
 from onnxpress.exporter.quiet import quiet
 from onnxpress.exporter.source import resolve_source
 from onnxpress.runtime.generation.rows import LEAST_SHARED
 from onnxpress.runtime.generation.timing import BATCHES, POOL, Timing, WritingWorkload
 from onnxpress.runtime.measuring import Plan
+from onnxpress.runtime.timed_texts import prompts_of
 from tests.models import save_decoder
 
 PROMPTS = ["the order was not sent", "where", "my cat is not the dog , the order", "is the parcel sent ?"]

@@ -187,7 +187,7 @@ def test_the_figures_of_the_variants_are_those_of_the_report() -> None:
     rows = Page(render_report(full_report())).rows("All variants")
     assert rows["PyTorch eager"] == ["◆ reference", "87.12", "–", "9.10", "320", "612", "7.90", "90.9"]
     assert rows["fp32"] == ["✓ passed", "87.12", "0.00", "3.18", "885", "331", "0.47", "90.9"]
-    assert rows["int8 default"] == ["✓ passed", "86.92", "0.20", "1.98", "1,640", "238", "0.41", "22.9"]
+    assert rows["int8 default"] == ["✓ passed", "86.92", "0.20 −0.02 to 0.43", "1.98", "1,640", "238", "0.41", "22.9"]
 
 
 def test_headings_name_units() -> None:
@@ -195,13 +195,21 @@ def test_headings_name_units() -> None:
     assert heading == [
         "Status",
         "Spearman correlation x 100",
-        "Drop points, at most 1",
+        "Drop points, at most 1, with its 95 % interval",
         "Latency p50 ms, 16 tokens",
         "Throughput texts/s, best batch",
         "Peak memory MB",
         "Cold start s",
         "Size MB",
     ]
+
+
+def test_the_interval_of_a_rise_of_perplexity_is_not_turned_round() -> None:
+    report = writer()
+    report["variants"][1]["accuracy_interval"] = {"difference": 0.11, "low": -0.05, "high": 0.31}
+    rows = Page(render_report(report)).rows("All variants")
+    assert rows["Variant"][2] == "Rise %, at most 1, with its 95 % interval"
+    assert rows["int8"][2] == "0.11 −0.05 to 0.31"
 
 
 def test_every_figure_of_the_evaluation_has_a_column_and_the_primary_one_comes_first() -> None:

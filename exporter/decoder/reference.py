@@ -16,7 +16,7 @@ from onnxpress.exporter.loading import load_tokenizer, load_transformer
 from onnxpress.exporter.reference import Limits
 from onnxpress.exporter.source import Source, read_json, transformer_folder
 from onnxpress.runtime.encoder import FloatArray
-from onnxpress.runtime.generation.perplexity import Array, Window, perplexity_of
+from onnxpress.runtime.generation.perplexity import Array, Window, log_likelihoods_of
 from onnxpress.runtime.generation.replay import LOGITS_BYTES, rows_of
 from onnxpress.runtime.manifest import GenerationSettings, TaskSettings, Tensor, TokenizerSettings
 
@@ -108,9 +108,9 @@ class LoadedDecoder:
             values: Array = (chosen - logits.logsumexp(dim=2).double()).numpy()
         return values
 
-    def perplexity(self, texts: Sequence[str]) -> float:
-        """Of all texts together (runtime/generation/perplexity.py)."""
-        return perplexity_of(texts, self.backend, self.facts.context, self.log_probabilities)
+    def log_likelihoods(self, texts: Sequence[str]) -> list[tuple[float, int]]:
+        """What the perplexity of texts is made of (runtime/generation/perplexity.py)."""
+        return log_likelihoods_of(texts, self.backend, self.facts.context, self.log_probabilities)
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int, **options: Any) -> list[list[int]]:
         """Exactly `max_new_tokens` token ids after each prompt, greedily; for measuring."""

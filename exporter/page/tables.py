@@ -16,6 +16,7 @@ from onnxpress.exporter.page.values import (
     accuracy_drop,
     all_series,
     changed_answers,
+    drop_interval,
     figure,
     fixed,
     loss_unit,
@@ -87,7 +88,7 @@ def variant_name(row: Series) -> Html:
     return join([element("bdi", row.name), " " if mark else None, mark])
 
 
-Column = tuple[Html, Callable[[Series], str]]
+Column = tuple[Html, Callable[[Series], str | Html]]
 """Its heading, and what reads the figure of a row."""
 
 
@@ -121,7 +122,15 @@ def _accuracy_columns(report: Report) -> list[Column]:
         return head(metric.title, metric.unit, numeric=True), lambda row: fixed(row.metric(metric), decimals)
 
     primary, *others = metrics(report)
-    drop: Column = head(drop_title, most, numeric=True), lambda row: fixed(accuracy_drop(report, row), decimals)
+    if any(drop_interval(report, row) for row in all_series(report)):
+        most += ", with its 95\N{NO-BREAK SPACE}% interval"
+
+    def shown_drop(row: Series) -> Html:
+        lost, interval = fixed(accuracy_drop(report, row), decimals), drop_interval(report, row)
+        ends = interval and " to ".join(fixed(end, decimals) for end in interval)
+        return join([lost, element("span", ends, class_="unit") if ends else None])
+
+    drop: Column = head(drop_title, most, numeric=True), shown_drop
     columns = [metric_column(primary), drop, *map(metric_column, others)]
     if any(changed_answers(report, row) for row in all_series(report)):
         samples = figure(part(report, "evaluation"), "samples") or 0.0

@@ -194,6 +194,15 @@ def accuracy_drop(report: Report, row: Series) -> float | None:
     return before - after
 
 
+def drop_interval(report: Report, row: Series) -> tuple[float, float] | None:
+    """Where the drop lies with 95 % confidence, if that is known."""
+    found = {} if row.status == "failed" else part(row.data, "accuracy_interval")
+    low, high = figure(found, "low"), figure(found, "high")
+    if low is None or high is None:
+        return None
+    return (low, high) if lower_is_better(report) else (-high, -low)
+
+
 def reference_tokens(report: Report) -> int | None:
     """The measured length nearest to a short text's, for which latency is quoted; of decoders the length of the prompts
     after which they wrote. None if none was measured."""

@@ -24,9 +24,21 @@ from onnxpress.runtime.evaluation import (
     token_classification,
 )
 from onnxpress.runtime.evaluation.base import Evaluation, Example, Scores
+from onnxpress.runtime.evaluation.evidence import Evidence
+from onnxpress.runtime.evaluation.intervals import Interval, paired_interval
 from onnxpress.runtime.paths import sha256_of
 
-__all__ = ["TASKS", "Evaluation", "Example", "Scores", "evaluate", "read_evaluation"]
+__all__ = [
+    "TASKS",
+    "Evaluation",
+    "Evidence",
+    "Example",
+    "Interval",
+    "Scores",
+    "evaluate",
+    "paired_interval",
+    "read_evaluation",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +49,10 @@ class Task:
     """File, the model's labels and their function to examples."""
     figure: Callable[[Sequence[Any]], tuple[str, str]]
     """Examples to the key of the primary figure and its name for a person."""
-    score: Callable[[Any, Sequence[Any]], Scores]
-    """Model and examples to figures."""
+    ask: Callable[[Any, Sequence[Any]], Sequence[Any]]
+    """Model and examples to what the model says."""
+    score: Callable[[Any, Sequence[Any], Sequence[Any]], Scores]
+    """Model, examples and what the model said to figures."""
 
 
 _MODULES: dict[str, Any] = {
@@ -51,7 +65,7 @@ _MODULES: dict[str, Any] = {
     "fill-mask": fill_mask,
     "text-generation": text_generation,
 }
-TASKS = {task: Task(module.read, module.figure, module.score) for task, module in _MODULES.items()}
+TASKS = {task: Task(module.read, module.figure, module.ask, module.score) for task, module in _MODULES.items()}
 
 
 def read_evaluation(
@@ -85,10 +99,11 @@ def evaluate(model: Any, evaluation: Evaluation) -> Scores:
 
     Args:
         model: one for the evaluation's task; which methods it must have say the protocols `Embeds`, `Classifies`,
-            `LabelsWords`, `Answers`, `Ranks` and `Fills` in the modules of the tasks.
+            `LabelsWords`, `Answers`, `Ranks`, `Fills` and `Predicts` in the modules of the tasks.
         evaluation: what `read_evaluation` gave.
 
     Raises:
         InvalidInputError: a library that the figures need is not installed, or a text cannot be used.
     """
-    return TASKS[evaluation.task].score(model, evaluation.examples)
+    task = TASKS[evaluation.task]
+    return task.score(model, evaluation.examples, task.ask(model, evaluation.examples))

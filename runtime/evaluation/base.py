@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
-from typing import Protocol
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.evaluation.evidence import Evidence
+
+Figure = TypeVar("Figure", float, npt.NDArray[np.float64])
 
 
 class Example(Protocol):
@@ -34,11 +41,22 @@ class Evaluation:
     label: str
     """The same for a person."""
 
-    def loss(self, before: float, after: float) -> float:
-        """What a model has lost against another, in points; of perplexity, of which less is better, in percent."""
+    def change(self, before: Figure, after: Figure) -> Figure:
+        """By how much a model's primary figure is above another's, in points; of perplexity, in percent."""
         if self.metric == "perplexity":
             return 100.0 * (after / before - 1.0)
-        return before - after
+        return after - before
+
+    def loss(self, before: float, after: float) -> float:
+        """What a model has lost against another: its `change`, or minus that where more is better."""
+        change = self.change(before, after)
+        return change if self.metric == "perplexity" else -change
+
+    def subset(self, indices: Sequence[int]) -> Evaluation:
+        """Some of the examples, in the order of `indices`, under a hash of their own."""
+        digest = hashlib.sha256(f"{self.sha256}:{','.join(map(str, indices))}".encode()).hexdigest()
+        examples = tuple(self.examples[index] for index in indices)
+        return dataclasses.replace(self, examples=examples, sha256=digest)
 
     def amount(self, lost: float, form: str = "g") -> str:
         """A loss in words: 1 point, 1.31 points, 0.35 % of perplexity."""
@@ -61,6 +79,8 @@ class Scores:
     predictions: tuple[object, ...]
     """What the model said for each example, in order, so that two models can be compared with ==. Empty for
     feature-extraction, whose vectors are compared otherwise."""
+    evidence: Evidence
+    """What each example adds to the primary figure."""
 
     @property
     def primary(self) -> float:

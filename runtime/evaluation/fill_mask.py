@@ -13,6 +13,7 @@ from typing import Protocol
 
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation.base import Scores
+from onnxpress.runtime.evaluation.evidence import Evidence
 from onnxpress.runtime.evaluation.rows import Layout, Positions, find_columns, read_rows, text_of
 
 TOP = 5
@@ -115,21 +116,29 @@ def figure(gaps: Sequence[Gap]) -> tuple[str, str]:
     return "top_1", "first proposal right, %"
 
 
-def score(model: Fills, gaps: Sequence[Gap]) -> Scores:
+def ask(model: Fills, gaps: Sequence[Gap]) -> Sequence[Sequence[Filling]]:
+    """The first proposals for each gap.
+
+    Raises:
+        InvalidInputError: a text has no gap, or several.
+    """
+    return model.fill([gap.masked(model.mask_token) for gap in gaps], top_k=TOP)
+
+
+def score(model: Fills, gaps: Sequence[Gap], filled: Sequence[Sequence[Filling]]) -> Scores:
     """How often the target is the first proposal, and among the first five. A target that is not one token of the
     model is never right.
 
     Raises:
-        InvalidInputError: a text has no gap, or several; or none of the targets is one token.
+        InvalidInputError: none of the targets is one token.
     """
     targets = [_ids_of(model, gap.target) for gap in gaps]
     if not any(targets):
         raise InvalidInputError(f"no target is one token of the model, the first of them {gaps[0].target!r}")
-    filled = model.fill([gap.masked(model.mask_token) for gap in gaps], top_k=TOP)
-    first = sum(row[0].token_id in ids for row, ids in zip(filled, targets, strict=True))
+    first = [row[0].token_id in ids for row, ids in zip(filled, targets, strict=True)]
     top = sum(any(item.token_id in ids for item in row) for row, ids in zip(filled, targets, strict=True))
-    metrics = {"top_1": 100.0 * first / len(gaps), f"top_{TOP}": 100.0 * top / len(gaps)}
-    return Scores(metrics, tuple(row[0].token for row in filled))
+    metrics = {"top_1": 100.0 * sum(first) / len(gaps), f"top_{TOP}": 100.0 * top / len(gaps)}
+    return Scores(metrics, tuple(row[0].token for row in filled), Evidence.mean(first))
 
 
 def _ids_of(model: Fills, target: str) -> set[int]:

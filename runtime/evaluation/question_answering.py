@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation.base import Scores
+from onnxpress.runtime.evaluation.evidence import Evidence
 from onnxpress.runtime.evaluation.rows import JSON_SUFFIXES, find_columns, read_objects, read_text, shown, text_of
 
 MAX_ANSWER_TOKENS = 30
@@ -82,21 +83,26 @@ def figure(questions: Sequence[Question]) -> tuple[str, str]:
     return "f1", "answer F1 x 100"
 
 
-def score(model: Answers, questions: Sequence[Question]) -> Scores:
-    """F1 of the words of the answers, and how often all of them are right. The model may say that there is no answer
-    if that is so for any of the questions; SQuAD 1.1 is scored without."""
+def ask(model: Answers, questions: Sequence[Question]) -> Sequence[Answer]:
+    """The answer to each question. The model may say that there is none if that is so for any of the questions; SQuAD
+    1.1 is scored without."""
     unanswerable = any(not question.answers for question in questions)
-    results = model.answer(
+    return model.answer(
         [question.question for question in questions],
         [question.context for question in questions],
         allow_no_answer=unanswerable,
         max_answer_tokens=MAX_ANSWER_TOKENS,
     )
+
+
+def score(model: Answers, questions: Sequence[Question], results: Sequence[Answer]) -> Scores:
+    """F1 of the words of the answers, and how often all of them are right."""
     predictions = tuple(result.text for result in results)
     pairs = [(text, question.answers or ("",)) for text, question in zip(predictions, questions, strict=True)]
-    f1 = sum(max(f1_of(text, answer) for answer in answers) for text, answers in pairs)
+    f1 = [max(f1_of(text, answer) for answer in answers) for text, answers in pairs]
     exact = sum(any(normalize(text) == normalize(answer) for answer in answers) for text, answers in pairs)
-    return Scores({"f1": 100.0 * f1 / len(pairs), "exact_match": 100.0 * exact / len(pairs)}, predictions)
+    metrics = {"f1": 100.0 * sum(f1) / len(pairs), "exact_match": 100.0 * exact / len(pairs)}
+    return Scores(metrics, predictions, Evidence.mean(f1))
 
 
 # The three that follow: https://worksheets.codalab.org/rest/bundles/0x6b567e1cf2e041ec80d7098f031c5c9e/contents/blob/

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation.base import Scores, needs
 from onnxpress.runtime.evaluation.correlation import pearson, spearman
+from onnxpress.runtime.evaluation.evidence import Evidence
 from onnxpress.runtime.evaluation.labels import Labels
 from onnxpress.runtime.evaluation.rows import (
     Layout,
@@ -201,7 +203,12 @@ def figure(examples: Sequence[LabelledText]) -> tuple[str, str]:
     return "accuracy", "accuracy, %" if isinstance(gold, str) else "accuracy (all labels of a text right), %"
 
 
-def score(model: Classifies, examples: Sequence[LabelledText]) -> Scores:
+def ask(model: Classifies, examples: Sequence[LabelledText]) -> Sequence[Classification]:
+    """What it says about each text or pair."""
+    return model.classify([_input(example) for example in examples])
+
+
+def score(model: Classifies, examples: Sequence[LabelledText], results: Sequence[Classification]) -> Scores:
     """One label: accuracy and macro F1. Several labels: how often exactly the right ones have a score of at least
     `THRESHOLD`, and macro F1. Numbers: Spearman's and Pearson's correlations, and no predictions, which are never
     equal.
@@ -209,11 +216,11 @@ def score(model: Classifies, examples: Sequence[LabelledText]) -> Scores:
     Raises:
         InvalidInputError: a library is not installed.
     """
-    results = model.classify([_input(example) for example in examples])
     gold: list[Any] = [example.gold for example in examples]
     if isinstance(gold[0], float):
         found = [result.score for result in results]
-        return Scores({"spearman": spearman(found, gold), "pearson": pearson(found, gold)}, ())
+        evidence = Evidence("rank correlation", tuple(zip(map(float, found), gold, strict=True)))
+        return Scores({"spearman": spearman(found, gold), "pearson": pearson(found, gold)}, (), evidence)
     if isinstance(gold[0], str):
         return _score_one([result.label for result in results], gold)
     return _score_several([result.scores for result in results], gold)
@@ -223,9 +230,8 @@ def _score_one(found: list[str], gold: list[Any]) -> Scores:
     with needs("scikit-learn"):
         from sklearn.metrics import accuracy_score, f1_score
     macro = f1_score(gold, found, average="macro", zero_division=0)
-    return Scores(
-        {"accuracy": 100.0 * float(accuracy_score(gold, found)), "macro_f1": 100.0 * float(macro)}, tuple(found)
-    )
+    metrics = {"accuracy": 100.0 * float(accuracy_score(gold, found)), "macro_f1": 100.0 * float(macro)}
+    return Scores(metrics, tuple(found), Evidence.mean(map(operator.eq, gold, found)))
 
 
 def _score_several(scores: Sequence[Mapping[str, float]], gold: list[Any]) -> Scores:
@@ -239,7 +245,8 @@ def _score_several(scores: Sequence[Mapping[str, float]], gold: list[Any]) -> Sc
     occurring = np.flatnonzero((truth | answers).any(axis=0)).tolist()
     macro = f1_score(truth, answers, average="macro", labels=occurring, zero_division=0) if occurring else 1.0
     metrics = {"accuracy": 100.0 * float(accuracy_score(truth, answers)), "macro_f1": 100.0 * float(macro)}
-    return Scores(metrics, tuple(tuple(sorted(row)) for row in found))
+    evidence = Evidence.mean((truth == answers).all(axis=1).tolist())
+    return Scores(metrics, tuple(tuple(sorted(row)) for row in found), evidence)
 
 
 def _indicators(rows: Sequence[Any], names: list[str]) -> npt.NDArray[np.int64]:

@@ -12,7 +12,9 @@ from typing import Protocol
 
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation.base import Scores
+from onnxpress.runtime.evaluation.evidence import Evidence
 from onnxpress.runtime.evaluation.rows import read_text
+from onnxpress.runtime.generation.perplexity import perplexity_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Passage:
 class Predicts(Protocol):
     """What is needed of a model."""
 
-    def perplexity(self, texts: Sequence[str]) -> float:
-        """Of all texts together."""
+    def log_likelihoods(self, texts: Sequence[str]) -> Sequence[tuple[float, int]]:
+        """Of each window of the texts: the log likelihood of its tokens that count, and how many these are."""
 
 
 def read(path: Path, labels: Sequence[str], function: str) -> list[Passage]:
@@ -51,6 +53,12 @@ def figure(passages: Sequence[Passage]) -> tuple[str, str]:
     return "perplexity", "perplexity"
 
 
-def score(model: Predicts, passages: Sequence[Passage]) -> Scores:
+def ask(model: Predicts, passages: Sequence[Passage]) -> Sequence[tuple[float, int]]:
+    """The log likelihoods of all windows."""
+    return model.log_likelihoods([passage.text for passage in passages])
+
+
+def score(model: Predicts, passages: Sequence[Passage], found: Sequence[tuple[float, int]]) -> Scores:
     """Perplexity; there are no answers to compare."""
-    return Scores({"perplexity": model.perplexity([passage.text for passage in passages])}, ())
+    evidence = Evidence("perplexity", tuple((likelihood, float(tokens)) for likelihood, tokens in found))
+    return Scores({"perplexity": perplexity_from(found)}, (), evidence)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation.base import Scores, needs
+from onnxpress.runtime.evaluation.evidence import Evidence
 from onnxpress.runtime.evaluation.rows import Layout, Positions, find_columns, is_number, read_rows, shown, text_of
 
 
@@ -100,7 +101,12 @@ def figure(queries: Sequence[RankedQuery]) -> tuple[str, str]:
     return "mrr_at_10", "MRR@10 x 100"
 
 
-def score(model: Ranks, queries: Sequence[RankedQuery]) -> Scores:
+def ask(model: Ranks, queries: Sequence[RankedQuery]) -> list[Sequence[RankedDocument]]:
+    """The ranking of each query's documents."""
+    return [model.rank(item.query, list(item.documents)) for item in queries]
+
+
+def score(model: Ranks, queries: Sequence[RankedQuery], rankings: Sequence[Sequence[RankedDocument]]) -> Scores:
     """Mean over the queries of the reciprocal rank of the first relevant document, and of nDCG with the relevance as
     gain, both over the first 10 places.
 
@@ -109,7 +115,7 @@ def score(model: Ranks, queries: Sequence[RankedQuery]) -> Scores:
     """
     with needs("ir-measures"):
         import ir_measures
-    orders = [tuple(place.index for place in model.rank(item.query, list(item.documents))) for item in queries]
+    orders = [tuple(place.index for place in ranking) for ranking in rankings]
     relevance = {str(number): _named(item.relevance) for number, item in enumerate(queries)}
     # The libraries order by score, and equal ones in ways of their own: they get the model's order as scores.
     found = {
@@ -117,9 +123,10 @@ def score(model: Ranks, queries: Sequence[RankedQuery]) -> Scores:
         for number, order in enumerate(orders)
     }
     mrr, ndcg = ir_measures.RR @ 10, ir_measures.nDCG @ 10
-    figures = ir_measures.calc_aggregate([mrr, ndcg], relevance, found)
+    figures, of_queries = ir_measures.calc([mrr, ndcg], relevance, found)
     metrics = {"mrr_at_10": 100.0 * float(figures[mrr]), "ndcg_at_10": 100.0 * float(figures[ndcg])}
-    return Scores(metrics, tuple(orders))
+    ranks = {entry.query_id: float(entry.value) for entry in of_queries if entry.measure == mrr}
+    return Scores(metrics, tuple(orders), Evidence.mean(ranks[str(number)] for number in range(len(queries))))
 
 
 def _named(relevance: Sequence[int]) -> dict[str, int]:

@@ -6,6 +6,7 @@ A file is CoNLL (a word a line, its tag last, an empty line between sentences) o
 from __future__ import annotations
 
 import dataclasses
+import operator
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation.base import Scores, needs
+from onnxpress.runtime.evaluation.evidence import Evidence
 from onnxpress.runtime.evaluation.labels import Labels
 from onnxpress.runtime.evaluation.rows import JSON_SUFFIXES, find_columns, read_objects, read_text, texts_of
 
@@ -69,7 +71,12 @@ def figure(sentences: Sequence[TaggedSentence]) -> tuple[str, str]:
     return ("f1", "entity F1 x 100") if _has_spans(sentences) else ("accuracy", "word accuracy, %")
 
 
-def score(model: LabelsWords, sentences: Sequence[TaggedSentence]) -> Scores:
+def ask(model: LabelsWords, sentences: Sequence[TaggedSentence]) -> Sequence[Sequence[str]]:
+    """The labels of each sentence's words."""
+    return model.label_words([list(sentence.words) for sentence in sentences])
+
+
+def score(model: LabelsWords, sentences: Sequence[TaggedSentence], labelled: Sequence[Sequence[str]]) -> Scores:
     """F1, precision and recall of entities, as conlleval scores them; of tags that mark no spans, as parts of speech,
     the share of words that are right.
 
@@ -78,18 +85,32 @@ def score(model: LabelsWords, sentences: Sequence[TaggedSentence]) -> Scores:
     """
     with needs("seqeval"):
         from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
-    found = [list(row) for row in model.label_words([list(sentence.words) for sentence in sentences])]
+    found = [list(row) for row in labelled]
     predictions = tuple(map(tuple, found))
     gold = [list(sentence.tags) for sentence in sentences]
     if not _has_spans(sentences):
-        return Scores({"accuracy": 100.0 * float(accuracy_score(gold, found))}, predictions)
+        return Scores({"accuracy": 100.0 * float(accuracy_score(gold, found))}, predictions, _words(gold, found))
     gold, found = _to_iobes(gold), _to_iobes(found)
     metrics = {
         "f1": f1_score(gold, found, zero_division=0),
         "precision": precision_score(gold, found, zero_division=0),
         "recall": recall_score(gold, found, zero_division=0),
     }
-    return Scores({name: 100.0 * float(value) for name, value in metrics.items()}, predictions)
+    return Scores({name: 100.0 * float(value) for name, value in metrics.items()}, predictions, _entities(gold, found))
+
+
+def _words(gold: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> Evidence:
+    right = (sum(map(operator.eq, *rows)) for rows in zip(gold, found, strict=True))
+    return Evidence("share", tuple((float(count), float(len(row))) for count, row in zip(right, gold, strict=True)))
+
+
+def _entities(gold: Sequence[list[str]], found: Sequence[list[str]]) -> Evidence:
+    """F1 = 2 x entities right / (entities there + entities found), of all sentences together."""
+    with needs("seqeval"):
+        from seqeval.metrics.sequence_labeling import get_entities
+    pairs = [(set(get_entities(there)), set(get_entities(said))) for there, said in zip(gold, found, strict=True)]
+    rows = ((2.0 * len(there & said), float(len(there) + len(said))) for there, said in pairs)
+    return Evidence("share", tuple(rows))
 
 
 def _has_spans(sentences: Sequence[TaggedSentence]) -> bool:

@@ -21,7 +21,7 @@ from onnxpress.runtime.generation.decoder import Decoder, layout_of
 from onnxpress.runtime.generation.engine import Engine
 from onnxpress.runtime.generation.lookup import MOST_DRAFTED, PromptLookup
 from onnxpress.runtime.generation.options import BEYOND_SAMPLING, Options
-from onnxpress.runtime.generation.perplexity import log_probabilities_of, perplexity_of
+from onnxpress.runtime.generation.perplexity import log_likelihoods_of, log_probabilities_of, perplexity_from
 from onnxpress.runtime.generation.prompts import Prompt, Prompts, is_one
 from onnxpress.runtime.generation.replay import Replay
 from onnxpress.runtime.generation.requests import Delta, Generation, Request
@@ -228,8 +228,13 @@ class Generator:
 
     def perplexity(self, texts: Sequence[str]) -> float:
         """Of all texts together, as perplexity.py defines it; less is better. With a cache of its own."""
+        return perplexity_from(self.log_likelihoods(texts))
+
+    def log_likelihoods(self, texts: Sequence[str]) -> list[tuple[float, int]]:
+        """Of each window of the texts that perplexity is made of: its log likelihood, and the tokens that count."""
         replay = Replay(self.engine.decoder.session, self._generation, most_rows=1)
-        return perplexity_of(texts, self._prompts.tokenizer, self._generation.context, log_probabilities_of(replay))
+        given = log_probabilities_of(replay)
+        return log_likelihoods_of(texts, self._prompts.tokenizer, self._generation.context, given)
 
     def close(self) -> None:
         """Cancel what runs, end the thread, give the cache's memory back. The generator may be used again."""

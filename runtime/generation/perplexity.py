@@ -52,22 +52,30 @@ def windows(tokens: Sequence[int], window: int, stride: int) -> list[Window]:
     return made
 
 
-def perplexity_of(
+def log_likelihoods_of(
     texts: Sequence[str], tokenizer: tokenizers.Tokenizer, context: int, log_probabilities: LogProbabilities
-) -> float:
-    """Perplexity of texts, each read by itself, special tokens not added.
+) -> list[tuple[float, int]]:
+    """Log likelihoods of texts, each read by itself, special tokens not added.
 
     Args:
         texts: of at least two tokens together.
         tokenizer: of the model; what it says about the length of texts does not count.
         context: tokens the model takes.
         log_probabilities: what the model gives.
+
+    Returns:
+        of each window, in order: the log likelihood of its tokens that count, and how many these are.
     """
     window = min(context, WINDOW)
     parts: list[Window] = []
     for text in texts:
         parts += windows(encode_whole(tokenizer, text), window, max(1, window - 1))
-    return perplexity(parts, log_probabilities)
+    return [(float(values.sum()), len(values)) for values in log_probabilities(parts)]
+
+
+def perplexity_from(likelihoods: Sequence[tuple[float, int]]) -> float:
+    """exp(-mean log probability) over the tokens that count, from what `log_likelihoods_of` gives."""
+    return math.exp(-sum(value for value, _ in likelihoods) / sum(tokens for _, tokens in likelihoods))
 
 
 def encode_whole(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
@@ -80,12 +88,6 @@ def encode_whole(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
     finally:
         if limits is not None:
             tokenizer.enable_truncation(**limits)
-
-
-def perplexity(parts: Sequence[Window], log_probabilities: LogProbabilities) -> float:
-    """exp(-mean log probability) over the tokens that count."""
-    found = log_probabilities(parts)
-    return math.exp(-float(sum(values.sum() for values in found)) / sum(len(values) for values in found))
 
 
 def log_probabilities_of(replay: Replay) -> LogProbabilities:
