@@ -1,4 +1,4 @@
-"""The export, as an ordered table of steps: load, trace, fuse, convert, verify, measure, choose, report, seal.
+"""The export, as an ordered table of steps: load, trace, fuse, convert, search, verify, measure, choose, report, seal.
 
 Each step is a plain function from a state to a new state. What is expensive goes through the step cache, so an export
 with one more variant redoes only that variant; PyTorch is not even imported when nothing needs it.
@@ -20,6 +20,7 @@ from onnxpress.exporter.calibration import read_calibration
 from onnxpress.exporter.config import ExportConfig, ProgressHook
 from onnxpress.exporter.labels import label_settings
 from onnxpress.exporter.refusals import refuse_unexportable
+from onnxpress.exporter.search import search
 from onnxpress.exporter.sealing import check_output, seal, staging_folder
 from onnxpress.exporter.source import Source, resolve_source
 from onnxpress.exporter.state import State
@@ -35,6 +36,7 @@ STEPS: tuple[tuple[str, Callable[[State], State]], ...] = (
     ("trace", building.trace),
     ("fuse", building.fuse),
     ("convert", building.convert),
+    ("search", search),
     ("verify", gate.verify),
     ("measure", benchmark.measure),
     ("choose", choosing.choose),
@@ -61,6 +63,7 @@ class ExportResult:
             "bundle": str(self.folder),
             "default_variant": self.manifest.default_variant,
             "default_reason": self.manifest.default_reason,
+            "search": self.report["search"],
             "metrics": {"evaluation": self.report["evaluation"], "baseline": self.report["baseline"]},
             "variants": [
                 {key: value for key, value in variant.items() if key not in ("passes", "candidates", "parity")}
@@ -106,6 +109,7 @@ def _export(model: str, output: Path, config: ExportConfig, progress: ProgressHo
     check_output(output, config.force)
     progress("load", "finding the model", 0.0)
     source = resolve_source(model, config, progress)
+    searches = config.max_accuracy_drop is not None or config.min_metric is not None  # asked for, not by a recipe
     if source.recipe is not None:
         config = source.recipe.apply(config)
     task = resolve_task(config.task, source)
@@ -126,6 +130,7 @@ def _export(model: str, output: Path, config: ExportConfig, progress: ProgressHo
             threads=config.threads or usable_cores(),
             progress=progress,
             verbose=verbose,
+            searches=searches,
             created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
         for name, step in STEPS:
@@ -141,6 +146,8 @@ def _export(model: str, output: Path, config: ExportConfig, progress: ProgressHo
 def _read_evaluation(config: ExportConfig, task: str, source: Source) -> Evaluation | None:
     labels = label_settings(task, source)  # also refuses labels that do not fit the task, before anything is loaded
     if not config.evaluation:
+        if config.min_metric is not None:
+            raise InvalidInputError("min_metric needs labelled examples to measure it on; give evaluation files, too")
         return None
     if labels is None:
         return read_evaluation(config.evaluation, task)

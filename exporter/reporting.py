@@ -9,7 +9,7 @@ from typing import Any
 import onnxpress
 from onnxpress.exporter import bundling
 from onnxpress.exporter.benchmark import baseline_name
-from onnxpress.exporter.gate import DEFAULT_MAX_DROP
+from onnxpress.exporter.gate import allowed_drop
 from onnxpress.exporter.page import render_report
 from onnxpress.exporter.state import State, VariantState
 from onnxpress.runtime.evaluation import Interval
@@ -48,13 +48,16 @@ def build_report(state: State) -> dict[str, Any]:
         },
         "target": config.target,
         "objective": config.objective,
-        "max_accuracy_drop": DEFAULT_MAX_DROP if config.max_accuracy_drop is None else config.max_accuracy_drop,
+        "max_accuracy_drop": allowed_drop(config),
+        "min_metric": config.min_metric,
         "machine": dataclasses.asdict(describe_machine()) | {"threads": state.threads},
         "versions": versions(),
         "evaluation": _evaluation(state),
         "calibration": _calibration(state),
         "measurement": state.workload_facts,
         "baseline": _baseline(state),
+        "sensitivity": state.sensitivity,
+        "search": state.search,
         "variants": [_variant(state, variant) for variant in state.variants],
         "default": {"variant": state.default, "reason": state.default_reason},
         "steps": list(state.timings),
