@@ -21,7 +21,7 @@ from onnxpress.runtime.verification import Case
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 
-_TOKENS = 4096
+_TOKENS = 2048
 """Of real texts: divergences then differ by some percent from those of other texts."""
 _LOGITS, _LOGIT_INDEX = "logits", "logit_index"
 _DECODED_AFTER = 128

@@ -211,7 +211,7 @@ def _document(
 def _trial(trial: Trial, nodes: Sequence[str], before: float | None, splits: Splits) -> dict[str, Any]:
     figures = trial.figures
     after = figures["metric"]
-    drop = None if before is None or after is None else splits.search.loss(before, after)
+    drop = None if before is None or after is None else splits.search.loss(before, after) + 0.0
     counts: dict[str, int] = {}
     for precision in trial.assignment.values():
         counts[precision] = counts.get(precision, 0) + 1

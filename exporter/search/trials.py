@@ -156,7 +156,7 @@ class TrialBench:
             OutOfTimeError: they are not known, and no time is left.
         """
         share = _SENSITIVITY_SHARE / len(self._parts)
-        if not self.sensitivities:
+        if len(self.sensitivities) < len(self._parts):
             self.sensitivities = [self._sensitivity(precision, share) for precision in self._parts]
         return self.sensitivities
 
@@ -263,9 +263,12 @@ class TrialBench:
             model.close()
 
     def finish(self) -> None:
-        """Measure sensitivities for the report, where the search did without them and there is time."""
-        with contextlib.suppress(OutOfTimeError, KeyboardInterrupt):
-            self.measure_sensitivities()
+        """Measure the sensitivity to the cheapest graph for the report, where the search did without and has time."""
+        uniform = [trial for trial in self.trials if trial.name in self._parts]
+        if not self.sensitivities and uniform:
+            cheapest = min(uniform, key=lambda trial: trial.cost)
+            with contextlib.suppress(OutOfTimeError, KeyboardInterrupt):
+                self.sensitivities = [self._sensitivity(cheapest.name, _SENSITIVITY_SHARE)]
 
     def clear(self) -> None:
         """Remove what was written into the folder of the bundle."""
@@ -285,7 +288,7 @@ class TrialBench:
             "samples": len(evaluation.examples),
             "float32": _finite(before.primary),
             "metric": _finite(after.primary),
-            "drop": _finite(evaluation.loss(before.primary, after.primary)),
+            "drop": _finite(evaluation.loss(before.primary, after.primary) + 0.0),  # no minus before zero
             "interval": [interval.low, interval.high] if interval.finite else None,
         }
 
