@@ -18,8 +18,9 @@ from typing import Any
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from onnxpress.quantize.activations import Feeds
 from onnxpress.quantize.graphs import PassReport, count_ops, drop_initializer_shapes, load_graph, save_graph
-from onnxpress.quantize.outliers import Feeds, OutlierConfig, Tamed, tame_outliers
+from onnxpress.quantize.outliers import OutlierConfig, Tamed, tame_outliers
 from onnxpress.runtime.errors import UnsupportedModelError
 
 
