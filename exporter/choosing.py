@@ -50,7 +50,8 @@ def _reason(state: State, best: VariantState, able: list[VariantState]) -> str:
     held = f"agrees with {state.source.reference}"
     if state.evaluation is not None:
         held = Limit(allowed_drop(state.config), state.config.min_metric).words(state.evaluation)
-    field = f"of the {len(able)} variants that {held.replace('loses', 'lose').replace('agrees', 'agree').replace('has ', 'have ')}"
+    plural = held.replace("loses", "lose").replace("agrees", "agree").replace("has ", "have ")
+    field = f"of the {len(able)} variants that {plural}"
     if len(able) == 1:
         field = f"as the only variant that {held}"
     measured = state.measurements.get(best.name)

@@ -98,7 +98,8 @@ def _verdict_key(state: State, variant: VariantState) -> dict[str, Any]:
         "session": dataclasses.asdict(variant.graph.session),
         "variant": (variant.precision, variant.target, unusable_because(SHORT_NAMES[variant.target])),
         "thresholds": dataclasses.asdict(state.config.thresholds or Thresholds()),
-        "evaluation": state.evaluation and (state.evaluation.sha256, state.config.max_accuracy_drop, state.config.min_metric),
+        "evaluation": state.evaluation and state.evaluation.sha256,
+        "limit": (state.config.max_accuracy_drop, state.config.min_metric),
         "machine": (describe_machine().key(), state.threads),
     }
 

@@ -20,8 +20,8 @@ from onnxpress.exporter.calibration import read_calibration
 from onnxpress.exporter.config import ExportConfig, ProgressHook
 from onnxpress.exporter.labels import label_settings
 from onnxpress.exporter.refusals import refuse_unexportable
-from onnxpress.exporter.search import search
 from onnxpress.exporter.sealing import check_output, seal, staging_folder
+from onnxpress.exporter.search import search
 from onnxpress.exporter.source import Source, resolve_source
 from onnxpress.exporter.state import State
 from onnxpress.exporter.stepcache import open_cache

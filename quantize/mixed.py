@@ -194,9 +194,9 @@ def write_comparing(base: Path, part: Path, nodes: Sequence[str], target: Path) 
     for name, kind in ((ERRORS, TensorProto.FLOAT), (SQUARES, TensorProto.FLOAT), (SIZES, TensorProto.INT64)):
         axis = f"{name}.axis"
         assembly.add_tensor(numpy_helper.from_array(np.array([0], np.int64), axis))
-        for index in range(len(nodes)):
-            joined.append(helper.make_node("Unsqueeze", [f"{name}.{index}", axis], [f"{name}.{index}.one"]))
-        joined.append(helper.make_node("Concat", [f"{name}.{index}.one" for index in range(len(nodes))], [name], axis=0))
+        each = [f"{name}.{index}" for index in range(len(nodes))]
+        joined += [helper.make_node("Unsqueeze", [one, axis], [f"{one}.one"]) for one in each]
+        joined.append(helper.make_node("Concat", [f"{one}.one" for one in each], [name], axis=0))
         assembly.model.graph.output.append(helper.make_tensor_value_info(name, kind, [len(nodes)]))
     assembly.set_nodes([*splicer.base.model.graph.node, *added.values(), *joined])
     assembly.save(target)

@@ -138,7 +138,7 @@ def measure_sensitivity(
     feeds: Sequence[Feeds],
     outputs: Sequence[Compared],
     *,
-    settings: SessionSettings = SessionSettings(),
+    settings: SessionSettings | None = None,
     threads: int = 1,
     seconds: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -151,13 +151,14 @@ def measure_sensitivity(
         precision: what to call it.
         feeds: inputs of the graph, real ones; at least one.
         outputs: which outputs are compared, and how.
-        settings: how to open the graphs.
+        settings: how to open the graphs; None: as onnxruntime does by itself.
         threads: CPU threads.
         seconds: about how long it may take. Where one run for each node takes longer, fewer inputs are taken; where
             one input is still too much, nodes are measured in order of their local error, and the rest is estimated.
         progress: called with the number of nodes measured, and of all.
     """
     start = time.perf_counter()
+    settings = settings or SessionSettings()
     splicer, opened = Splicer(open_part(base)), open_part(part)
     nodes = splicer.quantized_nodes(opened)
     if not nodes:
@@ -196,7 +197,11 @@ class _Sweep:
     """Runs a switchable graph: all nodes in float32, all quantized, and each alone."""
 
     def __init__(
-        self, run: Callable[[Feeds, Array], Sequence[Array]], feeds: Sequence[Feeds], outputs: Sequence[Compared], n: int
+        self,
+        run: Callable[[Feeds, Array], Sequence[Array]],
+        feeds: Sequence[Feeds],
+        outputs: Sequence[Compared],
+        n: int,
     ) -> None:
         self._run, self._outputs, self._count = run, outputs, n
         self.feeds = list(feeds)

@@ -1,4 +1,4 @@
-"""Takes the quantized form of single nodes out of a quantized graph and puts it into the float32 graph it was made from.
+"""Takes the quantized form of single nodes out of a quantized graph, to put it into the float32 graph it was made of.
 
 Passes keep the names of the float32 graph's values: its inputs, and what each of its nodes computes. So the quantized
 form of one node is the backward slice of the quantized graph from the node's result to values that the float32 graph
@@ -250,7 +250,8 @@ def _without_name(node: NodeProto) -> bytes:
     copy.CopyFrom(node)
     copy.name = copy.doc_string = ""
     del copy.metadata_props[:]
-    return copy.SerializeToString()
+    serialized: bytes = copy.SerializeToString()
+    return serialized
 
 
 class Assembly:

@@ -42,7 +42,9 @@ def search_lead(report: Report) -> str | None:
         f"The evaluation was halved: {number(figure(splits, 'search'), 0)} examples to search with, "
         f"{number(figure(splits, 'held_out'), 0)} to check the result with. Speeds are against float32, run in turn."
     )
-    took = "" if seconds is None else f" The search took {significant(seconds)} s{f' and ended {ended}' if ended else ''}."
+    took = (
+        "" if seconds is None else f" The search took {significant(seconds)} s{f' and ended {ended}' if ended else ''}."
+    )
     return f"{found.get('sentence') or ''} {examples}{took}".strip()
 
 
@@ -81,9 +83,17 @@ def _trial_row(trial: Row, decimals: int, accepted: bool) -> Html:
         cell(fixed(figure(trial, "drop"), decimals)),
         cell(number(figure(trial, "speedup"), 2)),
         cell(number(megabytes(figure(trial, "size_bytes")), 1)),
-        element("td", "✓ yes" if trial.get("holds") else "✕ no"),
+        element("td", _verdict(trial)),
         class_="default" if accepted else None,
     )
+
+
+def _verdict(trial: Row) -> str:
+    """Whether a trial holds, and if it was checked and rejected, why."""
+    check = trial.get("check")
+    if check in (None, "passed"):
+        return "✓ yes" if trial.get("holds") else "✕ no"
+    return f"✕ {check}"
 
 
 def _held_out(report: Report) -> Html | None:
@@ -155,6 +165,7 @@ def _shared_prefix(names: Sequence[str]) -> str:
 
 def _bar(node: Row, shared: str, kept: set[str]) -> Bar:
     value, local = figure(node, "divergence"), figure(node, "local_error")
+    quantized, plain = (number(megabytes(figure(node, key)), 2) for key in ("size_bytes", "float32_bytes"))
     stays = str(node.get("node")) in kept
     shown = scientific(value) + " (kept in float32)" * stays
     lines = [
@@ -162,7 +173,6 @@ def _bar(node: Row, shared: str, kept: set[str]) -> Bar:
         f"{node.get('op_type')} {node.get('node')}",
         f"Divergence {scientific(value)}{'' if node.get('measured') else ', estimated from the local error'}",
         f"Local error {scientific(local)}",
-        f"Weights {number(megabytes(figure(node, 'size_bytes')), 2)} MB, in float32 "
-        f"{number(megabytes(figure(node, 'float32_bytes')), 2)} MB",
+        f"Weights {quantized} MB, in float32 {plain} MB",
     ]
     return Bar(_name(node).removeprefix(shared), value, shown, "\n".join(lines), "default" if stays else "other")

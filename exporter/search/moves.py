@@ -11,6 +11,7 @@ which is the best one but for its last move (Kellerer, Pferschy and Pisinger, Kn
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 from onnxpress.quantize.mixed import FLOAT32
@@ -99,18 +100,19 @@ def make_ladder(sensitivities: Sequence[Sensitivity], times: Mapping[str, float]
     forms: dict[str, list[_Form]] = {}
     for found in sensitivities:
         total = sum(_weight(node, times) for node in found.nodes) or 1.0
-        for node in found.nodes:
-            share = _weight(node, times) / total
-            if node.node not in forms:
-                forms[node.node] = [_Form(FLOAT32, share + _LEAST_PRICE, 0.0)]
-            relative = times[found.precision] if times is not None else node.size_bytes / max(1, node.float32_bytes)
-            forms[node.node].append(_Form(found.precision, share * relative, node.divergence))
+        for measured in found.nodes:
+            share = _weight(measured, times) / total
+            if measured.node not in forms:
+                forms[measured.node] = [_Form(FLOAT32, share + _LEAST_PRICE, 0.0)]
+            smaller = measured.size_bytes / max(1, measured.float32_bytes)
+            price = share * (smaller if times is None else times[found.precision])
+            forms[measured.node].append(_Form(found.precision, price, measured.divergence))
     start: dict[str, str] = {}
     moves: list[Move] = []
     for node, able in forms.items():
         hull = _hull(able)
         _set(start, node, hull[0].precision)
-        for before, after in zip(hull, hull[1:], strict=False):
+        for before, after in itertools.pairwise(hull):
             price, gain = after.price - before.price, before.divergence - after.divergence
             moves.append(Move(node, after.precision, before.precision, price, gain))
     moves.sort(key=lambda move: move.gain / move.price, reverse=True)

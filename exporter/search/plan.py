@@ -1,5 +1,5 @@
-"""What a search tries, in which order, and when it stops. Knows nothing of graphs; what is tried is made and measured by
-a `Bench`.
+"""What a search tries, in which order, and when it stops. Knows nothing of graphs: what is tried is made and measured
+by a `Bench`.
 
 Graphs of one precision come first. Where the cheapest of them does not hold, its nodes are raised: one, two, four, ...
 of the moves that help most for what they cost, until the accuracy holds, and by halving the last interval the fewest

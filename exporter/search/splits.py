@@ -36,8 +36,8 @@ def split(evaluation: Evaluation) -> Splits:
     count = len(evaluation.examples)
     if count < _LEAST:
         raise InvalidInputError(
-            f"the evaluation has {count} example{'s' * (count != 1)}, and a search needs at least {_LEAST}: one half to "
-            "search with, one to check the result with; give more, or leave out the accuracy that is asked for"
+            f"the evaluation has {count} example{'s' * (count != 1)}, and a search needs at least {_LEAST}, a half to "
+            "search with and a half to check the result with: give more, or leave out the accuracy that is asked for"
         )
     order = random.Random(_SEED).sample(range(count), count)
     return Splits(evaluation.subset(sorted(order[: count // 2])), evaluation.subset(sorted(order[count // 2 :])))

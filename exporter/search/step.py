@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
-
-from onnxpress.exporter.graph_names import MODULE_KEY
 from onnxpress.exporter.quiet import quiet
+from onnxpress.exporter.search.account import search_document, sensitivity_document
 from onnxpress.exporter.search.plan import Outcome, Trial, run_plan
 from onnxpress.exporter.search.splits import Splits, split
-from onnxpress.exporter.search.trials import Budget, Limit, TrialBench
+from onnxpress.exporter.search.trials import STATIC, Budget, Limit, TrialBench
 from onnxpress.exporter.state import Graph, State, VariantState
 from onnxpress.quantize.graphs import PassReport
 from onnxpress.quantize.int8_dynamic import Int8DynamicConfig, candidates
-from onnxpress.quantize.mixed import FLOAT32, MixedConfig, mix_precisions, quantized_nodes
-from onnxpress.quantize.sensitivity import Sensitivity
-from onnxpress.quantize.splicing import open_part, weighted_nodes
+from onnxpress.quantize.int8_static import Int8StaticConfig
+from onnxpress.quantize.migration import MigrationConfig
+from onnxpress.quantize.mixed import MixedConfig, mix_precisions, quantized_nodes
 from onnxpress.runtime.decoding import decode
 from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.machine import describe_machine
 
 MIXED = "mixed"
 """The variant made of several precisions."""
-_QUANTIZED = ("int8", "int8-static", "int4")
+_QUANTIZED = ("int8", STATIC, "int4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,34 +52,54 @@ def search(state: State) -> State:
     bench = TrialBench(state, {name: part.graph.path for name, part in parts.items()}, splits, limit, budget)
     assert state.fused is not None
     base = state.fused.path
-    uniform = {name: dict.fromkeys(quantized_nodes(base, part.graph.path), name) for name, part in parts.items()}
     try:
         with quiet(state.verbose):
+            if state.task != "text-generation" and STATIC not in parts and (graph := bench.add_static(_static())):
+                parts[STATIC] = _Part(STATIC, graph)
+            uniform = {
+                name: dict.fromkeys(quantized_nodes(base, part.graph.path), name) for name, part in parts.items()
+            }
             outcome = run_plan(bench, uniform)
             bench.finish()
     finally:
         bench.clear()
     _check_float32(bench, splits, limit)
-    variant, variants = _apply(state, parts, uniform, bench, outcome)
+    variant, variants = _apply(state, parts, bench, outcome)
     return dataclasses.replace(
         state,
         variants=variants,
         rejected=_rejected(parts, bench, outcome, variants),
-        search=_document(state, bench, splits, limit, budget, outcome, variant),
-        sensitivity=_sensitivity(base, bench.sensitivities),
+        search=search_document(state, bench, splits, limit, budget, outcome, variant),
+        sensitivity=sensitivity_document(base, bench.sensitivities),
         cached=False,
     )
 
 
+def _static() -> Int8StaticConfig:
+    """How static int8 is made for the search: with scales migrated, which helps most where it is needed."""
+    return Int8StaticConfig(migration=MigrationConfig(), reduce_range=not describe_machine().has_int8_dot_product)
+
+
 def _parts(state: State) -> dict[str, _Part]:
     """Quantized graphs by precision: those of the variants, each kind of int8 under a name of its own."""
-    found = {}
+    found: dict[str, _Part] = {}
     for variant in state.variants:
         if variant.status == "failed" or variant.precision not in _QUANTIZED:
             continue
         for index, graph in enumerate((variant.graph, *variant.alternatives)):
-            found[_precision(variant, graph, index)] = _Part(variant.name, graph)
+            # Where there is nothing to tame, taming changes nothing.
+            if not any(_is_same(graph, part.graph) for part in found.values()):
+                found[_precision(variant, graph, index)] = _Part(variant.name, graph)
     return found
+
+
+def _is_same(graph: Graph, other: Graph) -> bool:
+    """Whether two graphs of a pass are the same files."""
+    return all(
+        filecmp.cmp(graph.path.with_name(name), other.path.with_name(name), shallow=False)
+        for name in (graph.path.name, f"{graph.path.name}.data")
+        if graph.path.with_name(name).exists() and other.path.with_name(name).exists()
+    )
 
 
 _KINDS = {config.label: config for able in (True, False) for config in candidates(able)}
@@ -111,7 +131,7 @@ def _check_float32(bench: TrialBench, splits: Splits, limit: Limit) -> None:
 
 
 def _apply(
-    state: State, parts: Mapping[str, _Part], uniform: Mapping[str, Mapping[str, str]], bench: TrialBench, found: Outcome
+    state: State, parts: Mapping[str, _Part], bench: TrialBench, found: Outcome
 ) -> tuple[str | None, tuple[VariantState, ...]]:
     """The variant that is the accepted graph, and all variants."""
     held = {trial.name: trial.holds for trial in bench.trials if trial.name in parts}
@@ -121,11 +141,11 @@ def _apply(
     trial = found.accepted
     if trial is None:
         return None, tuple(variants)
-    if trial.name in uniform:
+    if trial.name in parts:
         winner = parts[trial.name]
-        chosen = [
-            _first(variant, winner.graph) if variant.name == winner.variant else variant for variant in variants
-        ]
+        if all(variant.name != winner.variant for variant in variants):
+            variants.append(VariantState(winner.variant, winner.variant, state.config.target, winner.graph))
+        chosen = [_first(variant, winner.graph) if variant.name == winner.variant else variant for variant in variants]
         return winner.variant, tuple(chosen)
     graph = _mixed_graph(state, {name: part.graph.path for name, part in parts.items()}, trial)
     return MIXED, (*variants, VariantState(MIXED, MIXED, state.config.target, graph))
@@ -176,109 +196,3 @@ def _mixed_graph(state: State, parts: Mapping[str, Path], trial: Trial) -> Graph
     }
     folder, data, _ = state.cache.get(MIXED, key, make)
     return Graph(folder / "model.onnx", base.session, (*base.passes, decode(PassReport, data["report"])))
-
-
-def _document(
-    state: State,
-    bench: TrialBench,
-    splits: Splits,
-    limit: Limit,
-    budget: Budget,
-    outcome: Outcome,
-    variant: str | None,
-) -> dict[str, Any]:
-    """The key `search` of the report (docs/bundle.md)."""
-    assert state.fused is not None
-    evaluation = splits.search
-    before = bench.float32["metric"] if bench.trials else None
-    nodes = list(weighted_nodes(open_part(state.fused.path)))
-    accepted = outcome.accepted
-    return {
-        "limit": {"max_accuracy_drop": limit.max_drop, "min_metric": limit.min_metric},
-        "objective": state.config.objective,
-        "budget_seconds": budget.seconds,
-        "seconds": round(budget.spent, 1),
-        "ended": outcome.ended,
-        "splits": {"search": len(evaluation.examples), "held_out": len(splits.held_out.examples)},
-        "float32": {"metric": before, "milliseconds": bench.float32["milliseconds"]} if bench.trials else None,
-        "trials": [_trial(trial, nodes, before, splits) for trial in bench.trials],
-        "accepted": accepted and {"trial": accepted.name, "variant": variant},
-        "held_out": _held_out(bench, accepted),
-        "sentence": _sentence(bench, limit, splits, outcome, variant),
-    }
-
-
-def _trial(trial: Trial, nodes: Sequence[str], before: float | None, splits: Splits) -> dict[str, Any]:
-    figures = trial.figures
-    after = figures["metric"]
-    drop = None if before is None or after is None else splits.search.loss(before, after) + 0.0
-    counts: dict[str, int] = {}
-    for precision in trial.assignment.values():
-        counts[precision] = counts.get(precision, 0) + 1
-    kept = [node for node in nodes if node not in trial.assignment]
-    return {
-        "name": trial.name,
-        "nodes": counts | {FLOAT32: len(kept)},
-        "float32_nodes": kept,
-        "divergence": figures["divergence"],
-        "metric": after,
-        "drop": drop,
-        "milliseconds": figures["milliseconds"],
-        "speedup": 1 / figures["milliseconds_ratio"],
-        "size_bytes": figures["size_bytes"],
-        "peak_memory_bytes": figures["peak_memory_bytes"],
-        "holds": trial.holds,
-    }
-
-
-def _held_out(bench: TrialBench, accepted: Trial | None) -> dict[str, Any] | None:
-    """What the check on the examples held out gave for the accepted trial, else for the last one; and all looks."""
-    if not bench.verdicts:
-        return None
-    last = bench.verdicts[-1]
-    parts = last["parts"] or {"search": None, "held_out": None}
-    return {
-        "trial": last["trial"],
-        "holds": last["holds"],
-        "failure": last["failure"],
-        "search": parts["search"],
-        "held_out": parts["held_out"],
-        "looks": sum(verdict["parts"] is not None for verdict in bench.verdicts),
-    }
-
-
-def _sentence(bench: TrialBench, limit: Limit, splits: Splits, outcome: Outcome, variant: str | None) -> str:
-    """What came of it, for people."""
-    asked = limit.words(splits.search)
-    if outcome.accepted is not None:
-        gain = 1 / outcome.accepted.figures["milliseconds_ratio"]
-        return f"{variant} {asked} on both halves of the evaluation, at {gain:.2f} times the speed of float32."
-    cut = {"budget": " within the time it had", "interrupt": " before it was interrupted", "done": ""}[outcome.ended]
-    if not bench.trials:
-        return f"The search could try nothing{cut}: float32 is the answer."
-    return f"Of {len(bench.trials)} graphs tried none {asked} and is cheaper than float32{cut}: float32 is the answer."
-
-
-def _sensitivity(base: Path, measured: Sequence[Sensitivity]) -> dict[str, Any] | None:
-    """The key `sensitivity` of the report (docs/bundle.md)."""
-    if not measured:
-        return None
-    nodes = weighted_nodes(open_part(base))
-    return {
-        "inputs": measured[0].inputs,
-        "precisions": [
-            {
-                "precision": found.precision,
-                "divergence": found.divergence,
-                "seconds": round(found.seconds, 1),
-                "nodes": [
-                    dataclasses.asdict(node) | {"module": _module(nodes[node.node])} for node in found.nodes
-                ],
-            }
-            for found in measured
-        ],
-    }
-
-
-def _module(node: onnx.NodeProto) -> str | None:
-    return next((entry.value for entry in node.metadata_props if entry.key == MODULE_KEY), None)

@@ -19,9 +19,12 @@ from onnxpress.exporter.search.moves import Assignment, Ladder, make_ladder
 from onnxpress.exporter.search.plan import OutOfTimeError, Trial
 from onnxpress.exporter.search.splits import Splits
 from onnxpress.exporter.state import Graph, State, VariantState
+from onnxpress.quantize.graphs import PassReport
+from onnxpress.quantize.int8_static import Int8StaticConfig, quantize_int8_static
 from onnxpress.quantize.mixed import FLOAT32, MixedConfig, mix_precisions
 from onnxpress.quantize.sensitivity import Divergence, Sensitivity, measure_sensitivity
 from onnxpress.runtime.decoding import decode
+from onnxpress.runtime.errors import UnsupportedModelError
 from onnxpress.runtime.evaluation import Evaluation, Scores, evaluate, paired_interval
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.measuring import Worker, variant_command
@@ -32,6 +35,8 @@ from onnxpress.runtime.verifying import run_of
 
 TRIAL, TRIAL_FLOAT32 = "trial", "trial-fp32"
 """The folders of the bundle that trials are written into, one after the other, and float32 to compare them with."""
+STATIC = "int8-static"
+"""The precision of a graph that the search makes itself, where no variant is one."""
 _TIMING_SECONDS = 1.5
 _SENSITIVITY_SHARE = 0.3
 """Of the budget that is left, what sensitivities may take."""
@@ -109,7 +114,8 @@ class TrialBench:
         self.sensitivities: list[Sensitivity] = []
         self.verdicts: list[dict[str, Any]] = []
         """What was found on the held-out examples, in the order they were looked at."""
-        self._state, self._parts, self._splits, self._limit, self._budget = state, parts, splits, limit, budget
+        self._state, self._splits, self._limit, self._budget = state, splits, limit, budget
+        self._parts = dict(parts)
         self._base = state.fused
         self._known: dict[tuple[tuple[str, str], ...], Trial] = {}
         self._scores: dict[str, Scores] = {}
@@ -128,6 +134,26 @@ class TrialBench:
         if self._float32 is None:
             self._float32 = self._figures(_FLOAT32, FLOAT32)
         return self._float32
+
+    def add_static(self, config: Int8StaticConfig) -> Graph | None:
+        """Make a statically quantized graph of the examples to search with, the part `int8-static`; None where it
+        cannot be made of this graph, or no time is left."""
+
+        def make(folder: Path) -> dict[str, Any]:
+            self._budget.check()
+            self._progress(f"making {STATIC}")
+            report = quantize_int8_static(self._base.path, folder / "model.onnx", config, self._samples())
+            return {"report": dataclasses.asdict(report)}
+
+        try:
+            key = self._key(_FLOAT32) | {"config": dataclasses.asdict(config)}
+            folder, data, _ = self._state.cache.get(f"search-{STATIC}", key, make)
+        except (OutOfTimeError, UnsupportedModelError):
+            return None
+        passes = (*self._base.passes, decode(PassReport, data["report"]))
+        graph = Graph(folder / "model.onnx", self._base.session, passes)
+        self._parts[STATIC] = graph.path
+        return graph
 
     def measure(self, assignment: Assignment, name: str | None = None) -> Trial:
         """See `plan.Bench`."""
@@ -364,4 +390,3 @@ class TrialBench:
 def _finite(value: float) -> float | None:
     """A number for the report, which has no others."""
     return value if float("-inf") < value < float("inf") else None
-

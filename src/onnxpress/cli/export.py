@@ -87,8 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-metric",
         type=float,
         metavar="X",
-        help="the least value of the evaluation's metric, of perplexity the most, that a variant may have; searched for "
-        "as well",
+        help="the least value of the evaluation's metric, of perplexity the most, that a variant may have; a search is "
+        "made for it as well",
     )
     parser.add_argument(
         "--search-budget",
