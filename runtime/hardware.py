@@ -144,7 +144,7 @@ def decide(hardware: Hardware, precisions: Sequence[str], made: Sequence[str]) -
         return (variants,)
     if hardware.is_decoder:
         return variants, _accuracy_level(machine)
-    activations = (_activations(machine),) if "int8-static" in made else ()
+    activations = (_activations(machine),) if {"int8-static", "mixed"}.intersection(made) else ()
     return (variants, _weights(machine), *activations, *_exact(machine))
 
 
