@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxpress.exporter import decoder_precisions
+from onnxpress.exporter.calibration import encoder_feeds, uses_calibration
 from onnxpress.exporter.config import Thresholds
 from onnxpress.exporter.onnx_file.folder import weight_files
 from onnxpress.exporter.quiet import quiet
@@ -17,6 +18,7 @@ from onnxpress.exporter.state import TOKENIZER_FILE, Graph, ModelFacts, State, V
 from onnxpress.quantize.graphs import PassReport
 from onnxpress.runtime.decoding import decode
 from onnxpress.runtime.errors import UnsupportedModelError, first_line
+from onnxpress.runtime.hardware import int8_kinds
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.providers import SHORT_NAMES, unusable_because
@@ -194,6 +196,8 @@ def _convert_one(state: State, precision: str) -> tuple[tuple[Graph, ...], bool]
     if precision == "fp32":
         return (state.fused,), True
     key = _source_key(state) | {"target": state.config.target, "machine": describe_machine().key()}
+    if uses_calibration(state, precision) and state.task != "text-generation":
+        key |= {"calibration": encoder_feeds(state)[1]}
     if state.task == "text-generation":
         depends_on, make = decoder_precisions.maker(state, precision)
         key |= depends_on
@@ -232,8 +236,10 @@ def _make_int8(state: State, folder: Path) -> dict[str, Any]:
     assert state.fused is not None
     made = []
     feeds = [case.feeds for case in real_cases(state)]
+    if uses_calibration(state, "int8"):  # what was given shows more of the channels that stand out
+        feeds += encoder_feeds(state)[0]
     with quiet(state.verbose):
-        for index, config in enumerate(candidates(describe_machine().has_int8_dot_product)):
+        for index, config in enumerate(candidates(int8_kinds(describe_machine()))):
             place = folder / str(index)
             place.mkdir()
             made.append((config, quantize_int8_dynamic(state.fused.path, place / "model.onnx", config, feeds)))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
 from onnxpress.quantize.weight_only import WeightOnlyConfig
+from onnxpress.runtime import hardware
+from onnxpress.runtime.data.options import DataOptions
 from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.hardware import Hardware
+from onnxpress.runtime.machine import compute_capability, describe_machine
 
 Target = Literal["cpu", "cuda", "tensorrt"]
-Objective = Literal["throughput", "latency", "size"]
+Objective = Literal["throughput", "latency", "size", "memory"]
 Measure = Literal["quick", "full", "none"]
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
@@ -27,6 +32,9 @@ PRECISIONS_OF_TARGET: dict[str, tuple[str, ...]] = {
 # 8 and 4 bits of a decoder are those of its weights alone.
 _PRECISIONS_OF_DECODERS = ("fp32", "fp16", "bf16", "int8", "int4")
 _PRECISIONS_OF_ENCODERS = ("fp32", "fp16", "int8")
+
+_CALIBRATED_OF_DECODERS = ("int4",)
+_CALIBRATED_OF_ENCODERS = ("int8",)
 
 _WEIGHT_ONLY = ("block_size", "symmetric", "accuracy_level", "head_bits")
 
@@ -60,6 +68,8 @@ class Thresholds:
             return "max_abs", self.fp32_max_abs
         if task == "feature-extraction":
             return "cosine", self.fp16_cosine if precision == "fp16" else self.int8_cosine
+        if precision in ("mixed", "int8-static"):
+            precision = "int4" if task == "text-generation" else "int8"
         bound: float = getattr(self, f"{precision}_rms")
         return "rms", bound
 
@@ -71,13 +81,27 @@ class ExportConfig:
     task: str | None = None
     """What the model is for, such as feature-extraction; inferred from the model when None."""
     variants: tuple[str, ...] | None = None
-    """Precisions to make; None: every one that the target runs and the task has (`PRECISIONS_OF_TARGET`)."""
+    """Precisions to make; None: every one that the target, and a GPU of it that is here, runs and the task has."""
     target: Target = "cpu"
     """Where the bundle will run."""
     evaluation: tuple[Path, ...] | None = None
-    """Files of scored examples (TSV, CSV or JSONL); all their rows together are evaluated."""
-    calibration: tuple[Path, ...] | None = None
-    """Texts that the 4-bit weights of a decoder are rounded on; None: each weight is rounded by itself."""
+    """Files of scored examples, folders of texts or datasets (docs/evaluation.md); all their rows together are
+    evaluated."""
+    evaluation_columns: Mapping[str, str] | None = None
+    """The task's name of a column: its name in the files. Those left out are found by their usual names."""
+    evaluation_labels: Mapping[str, str] | None = None
+    """A label as the files have it: the model's name of it."""
+    evaluation_split: str | None = None
+    """Of a dataset with several; None: validation, else test, else train."""
+    evaluation_samples: int | None = None
+    """Examples at most, drawn evenly from all; None: 20,000."""
+    calibration: tuple[Path, ...] | Literal["synthetic"] | None = None
+    """Texts that activations are calibrated and the 4-bit weights of a decoder are rounded on, or random tokens. None:
+    for encoders the evaluation's texts, else random tokens; for decoders nothing, each weight is rounded by itself."""
+    calibration_columns: Mapping[str, str] | None = None
+    """As `evaluation_columns`, of `text` and `text_pair`."""
+    calibration_samples: int | None = None
+    """Texts at most, drawn evenly from all; None: 256, of decoders 2,048."""
     block_size: int | None = None
     """Of a decoder's int8 and int4: as `WeightOnlyConfig` has it, like the next three."""
     symmetric: bool | None = None
@@ -86,7 +110,12 @@ class ExportConfig:
     objective: Objective = "throughput"
     """What the default variant is chosen by, among those that hold the accuracy."""
     max_accuracy_drop: float | None = None
-    """Points of the evaluation's metric (0-100) a variant may lose against PyTorch; None: 1."""
+    """Points of the evaluation's metric (0-100) a variant may lose against PyTorch; None: 1, unless `min_metric` is
+    given. Where it is given, precisions are searched that hold it (docs/search.md)."""
+    min_metric: float | None = None
+    """The least, of perplexity the most, that a variant's primary figure may be; a search is made for it as well."""
+    search_budget: float = 300.0
+    """Seconds that a search may take."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for sources you trust."""
     allow_pickle: bool = False
@@ -119,8 +148,14 @@ class ExportConfig:
         if self.variants is not None and not self.variants:
             raise InvalidInputError("variants is empty; give at least one of " + ", ".join(PRECISIONS))
         self.weight_only(4)
+        self.evaluation_data()
+        self.calibration_data()
         if self.max_accuracy_drop is not None and not 0 <= self.max_accuracy_drop <= 100:
             raise InvalidInputError(f"max_accuracy_drop is {self.max_accuracy_drop}; give points from 0 to 100")
+        if self.min_metric is not None and not math.isfinite(self.min_metric):
+            raise InvalidInputError(f"min_metric is {self.min_metric}; give a number")
+        if not 0 <= self.search_budget < math.inf:
+            raise InvalidInputError(f"search_budget is {self.search_budget}; give seconds, at least 0")
         if self.threads is not None and self.threads < 1:
             raise InvalidInputError(f"threads is {self.threads}; give at least 1")
 
@@ -131,7 +166,25 @@ class ExportConfig:
             InvalidInputError: a value that is not allowed.
         """
         given = {name: value for name in _WEIGHT_ONLY if (value := getattr(self, name)) is not None}
+        given.setdefault("accuracy_level", hardware.accuracy_level(describe_machine()))
         return WeightOnlyConfig(bits=bits, **given)
+
+    def evaluation_data(self) -> DataOptions:
+        """How evaluation data is read.
+
+        Raises:
+            InvalidInputError: a value that is not allowed.
+        """
+        given = (self.evaluation_columns or {}, self.evaluation_labels or {})
+        return DataOptions(*given, self.evaluation_split, self.evaluation_samples)
+
+    def calibration_data(self) -> DataOptions:
+        """How calibration data is read.
+
+        Raises:
+            InvalidInputError: a value that is not allowed.
+        """
+        return DataOptions(columns=self.calibration_columns or {}, samples=self.calibration_samples)
 
     def check_task(self, task: str) -> None:
         """Refuse what is not there for a task.
@@ -140,13 +193,16 @@ class ExportConfig:
             InvalidInputError: a variant or an option; the sentence names it.
         """
         variants = self.effective_variants(task)
-        given = [name for name in ("calibration", *_WEIGHT_ONLY) if getattr(self, name) is not None]
+        given = [name for name in _WEIGHT_ONLY if getattr(self, name) is not None]
         if task != "text-generation" and given:
             raise InvalidInputError(
                 f"{given[0]} is for decoders, whose weights alone are quantized; this model is for {task}: leave it out"
             )
-        if self.calibration and "int4" not in variants:
-            raise InvalidInputError(f"calibration is for int4, which is not among the variants: {', '.join(variants)}")
+        users = _CALIBRATED_OF_DECODERS if task == "text-generation" else _CALIBRATED_OF_ENCODERS
+        if self.calibration and not set(users) & set(variants):
+            raise InvalidInputError(
+                f"calibration is for {' and '.join(users)}, not for the variants asked for: {', '.join(variants)}"
+            )
 
     def effective_variants(self, task: str) -> tuple[str, ...]:
         """The precisions to make for a task, in the order of `PRECISIONS`, each once.
@@ -158,10 +214,21 @@ class ExportConfig:
         for name in self.variants or ():
             if name not in able:
                 raise InvalidInputError(f"variant {name!r} is not made for {task}; it takes: {', '.join(able)}")
-        asked = self.variants or PRECISIONS_OF_TARGET[self.target]
-        if self.variants is None and task == "text-generation" and self.target == "cpu":
-            asked = tuple(name for name in asked if name != "fp16")  # no faster than fp32 there; int8 is smaller
+        asked = self.variants or hardware.offered(self.hardware_for(task), self.default_precisions(task))
         return tuple(name for name in PRECISIONS if name in asked and name in able)
+
+    def default_precisions(self, task: str) -> tuple[str, ...]:
+        """The precisions that are made for a task unless others are asked for, before the hardware is looked at."""
+        able = _PRECISIONS_OF_DECODERS if task == "text-generation" else _PRECISIONS_OF_ENCODERS
+        names = tuple(name for name in PRECISIONS_OF_TARGET[self.target] if name in able)
+        if task == "text-generation" and self.target == "cpu":
+            return tuple(name for name in names if name != "fp16")  # no faster than fp32 there; int8 is smaller
+        return names
+
+    def hardware_for(self, task: str) -> Hardware:
+        """What decides what was not asked for: this machine, and its GPU where that is the target."""
+        capability = None if self.target == "cpu" else compute_capability()
+        return Hardware(describe_machine(), self.target, task == "text-generation", capability)
 
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The export, as an ordered table of steps: load, trace, fuse, convert, verify, measure, choose, report, seal.
+"""The export, as an ordered table of steps: load, trace, fuse, convert, search, verify, measure, choose, report, seal.
 
 Each step is a plain function from a state to a new state. What is expensive goes through the step cache, so an export
 with one more variant redoes only that variant; PyTorch is not even imported when nothing needs it.
@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from onnxpress.exporter import benchmark, building, bundling, choosing, gate, reporting
-from onnxpress.exporter.calibration import read_calibration
+from onnxpress.exporter.calibration import SYNTHETIC, Calibration
+from onnxpress.exporter.calibration_files import read_calibration
 from onnxpress.exporter.config import ExportConfig, ProgressHook
 from onnxpress.exporter.labels import label_settings
 from onnxpress.exporter.refusals import refuse_unexportable
 from onnxpress.exporter.sealing import check_output, seal, staging_folder
+from onnxpress.exporter.search import search
 from onnxpress.exporter.source import Source, resolve_source
 from onnxpress.exporter.state import State
 from onnxpress.exporter.stepcache import open_cache
@@ -35,6 +37,7 @@ STEPS: tuple[tuple[str, Callable[[State], State]], ...] = (
     ("trace", building.trace),
     ("fuse", building.fuse),
     ("convert", building.convert),
+    ("search", search),
     ("verify", gate.verify),
     ("measure", benchmark.measure),
     ("choose", choosing.choose),
@@ -61,6 +64,7 @@ class ExportResult:
             "bundle": str(self.folder),
             "default_variant": self.manifest.default_variant,
             "default_reason": self.manifest.default_reason,
+            "search": self.report["search"],
             "metrics": {"evaluation": self.report["evaluation"], "baseline": self.report["baseline"]},
             "variants": [
                 {key: value for key, value in variant.items() if key not in ("passes", "candidates", "parity")}
@@ -106,14 +110,14 @@ def _export(model: str, output: Path, config: ExportConfig, progress: ProgressHo
     check_output(output, config.force)
     progress("load", "finding the model", 0.0)
     source = resolve_source(model, config, progress)
+    searches = config.max_accuracy_drop is not None or config.min_metric is not None  # asked for, not by a recipe
     if source.recipe is not None:
         config = source.recipe.apply(config)
     task = resolve_task(config.task, source)
     config.check_task(task)
     if source.onnx is None:
         refuse_unexportable(str(source.config.get("model_type")), source.name, task)
-    evaluation = _read_evaluation(config, task, source)
-    calibration = read_calibration(config.calibration) if config.calibration else None
+    evaluation, calibration = _read_data(config, task, source)
     with staging_folder(output, config.force) as folder, open_cache(config.cache) as cache:
         state = State(
             config=config,
@@ -126,6 +130,7 @@ def _export(model: str, output: Path, config: ExportConfig, progress: ProgressHo
             threads=config.threads or usable_cores(),
             progress=progress,
             verbose=verbose,
+            searches=searches,
             created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
         for name, step in STEPS:
@@ -138,13 +143,23 @@ def _export(model: str, output: Path, config: ExportConfig, progress: ProgressHo
     return ExportResult(output, manifest, state.report)
 
 
-def _read_evaluation(config: ExportConfig, task: str, source: Source) -> Evaluation | None:
+def _read_data(config: ExportConfig, task: str, source: Source) -> tuple[Evaluation | None, Calibration | None]:
+    """What was given to evaluate and to calibrate on."""
     labels = label_settings(task, source)  # also refuses labels that do not fit the task, before anything is loaded
-    if not config.evaluation:
-        return None
-    if labels is None:
-        return read_evaluation(config.evaluation, task)
-    return read_evaluation(config.evaluation, task, labels.names, labels.function)
+    names, function = ((), "softmax") if labels is None else (labels.names, labels.function)
+    evaluation = calibration = None
+    for name in ("evaluation_columns", "evaluation_labels", "evaluation_split", "evaluation_samples"):
+        if getattr(config, name) is not None and not config.evaluation:
+            raise InvalidInputError(f"{name} says how evaluation data is read, but there is none; give some (--eval)")
+    if config.min_metric is not None and not config.evaluation:
+        raise InvalidInputError("min_metric needs labelled examples to measure it on; give evaluation files, too")
+    if config.calibration_columns is not None and config.calibration in (None, (), SYNTHETIC):
+        raise InvalidInputError("calibration_columns says how files are read, but calibration names none")
+    if config.evaluation:
+        evaluation = read_evaluation(config.evaluation, task, names, function, config.evaluation_data())
+    if config.calibration:
+        calibration = read_calibration(config.calibration, task, config.calibration_data(), names, function)
+    return evaluation, calibration
 
 
 def _timed(name: str, step: Callable[[State], State], state: State) -> State:

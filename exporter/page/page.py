@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from onnxpress.exporter.page import figures, method, parity, tables
+from onnxpress.exporter.page import figures, method, parity, search, tables
 from onnxpress.exporter.page.markup import Html, element, join
 from onnxpress.exporter.page.shell import footer, whole_page
 from onnxpress.exporter.page.shell import section as _section
@@ -91,7 +91,8 @@ def _facts_line(report: Report) -> Html:
 
 
 def _alerts(report: Report) -> list[Html]:
-    """What must not be overlooked: variants that are missing from the bundle or wait for their machine."""
+    """What must not be overlooked: variants that are missing from the bundle or wait for their machine, and
+    quantization that has seen no text."""
     rows = [row for row in all_series(report) if not row.is_baseline]
     alerts = []
     for status, sentence in (
@@ -104,6 +105,8 @@ def _alerts(report: Report) -> list[Html]:
             badge = tables.status_badge(status)
             listed = element("strong", element("bdi", ", ".join(names)))
             alerts.append(element("p", badge, " ", listed, f" {text} (of {len(rows)} variants).", class_="alert"))
+    if (warning := method.synthetic_warning(report)) is not None:
+        alerts.append(element("p", warning, class_="alert"))
     return alerts
 
 
@@ -241,9 +244,22 @@ _WRITING = (
 )
 
 
+_SENSITIVITY = (
+    "How far the outputs go from float32 when one node alone has fewer bits: of logits the divergence of the "
+    "probabilities in nats, of others the squared difference over the square. Nodes are named by their PyTorch modules."
+)
+
+
 def _table_sections(report: Report) -> list[Html | None]:
     return [
         _section("All variants", None, [tables.variants_table(report)]),
+        _section(
+            "Search",
+            search.search_lead(report),
+            search.search_content(report),
+            absent=part(report, "search").get("sentence"),
+        ),
+        _section("Sensitivity", _SENSITIVITY, [search.sensitivity_chart(report)]),
         _section(
             f"Parity with {reference(report)}",
             parity.parity_lead(report),

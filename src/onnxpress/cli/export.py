@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from onnxpress.exporter import ExportConfig
@@ -20,6 +20,8 @@ HELP = "Trace, optimize, verify and measure a model, and write it as a bundle."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
+    from onnxpress.cli.data import add_evaluation_arguments
+
     parser.add_argument("model", metavar="MODEL", help="a local folder, an .onnx file, a recipe's name or a hub id")
     parser.add_argument("--output", "-o", metavar="DIR", required=True, help="the folder to create")
     parser.add_argument(
@@ -35,18 +37,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "target runs)",
     )
     parser.add_argument("--target", default="cpu", help="where it will run: cpu, cuda or tensorrt (default: cpu)")
-    parser.add_argument(
-        "--eval",
-        metavar="FILE",
-        action="append",
-        help="labelled examples of the task to measure accuracy on (docs/evaluation.md); may be repeated",
-    )
+    add_evaluation_arguments(parser)
     parser.add_argument(
         "--calibration",
-        metavar="FILE",
+        metavar="PATH",
         action="append",
-        help="texts to round a decoder's 4-bit weights on, some 30,000 tokens: plain text, or JSONL, CSV or TSV with "
-        "`text`; may be repeated (default: each weight is rounded by itself)",
+        help="texts to calibrate quantization on: JSONL, CSV, TSV or a dataset with `text`, plain text, or a folder of "
+        "texts; `synthetic` takes random tokens; may be repeated (default: for encoders the texts of --eval, else "
+        "random tokens; for decoders none, each weight is rounded by itself)",
+    )
+    parser.add_argument(
+        "--calibration-columns", metavar="MAP", help="columns of these, as with --eval-columns: text, text_pair"
+    )
+    parser.add_argument(
+        "--calibration-samples",
+        type=int,
+        metavar="N",
+        help="texts to draw from them at most (default: 256; of decoders 2,048)",
     )
     parser.add_argument(
         "--block-size",
@@ -74,13 +81,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--objective",
         default="throughput",
-        help="what the default variant is chosen by: throughput, latency or size (default: throughput)",
+        help="what the default variant is chosen by: throughput, latency, size or memory (default: throughput)",
     )
     parser.add_argument(
         "--max-accuracy-drop",
         type=float,
         metavar="POINTS",
-        help="points of the evaluation's metric (0-100) a variant may lose against PyTorch (default: 1)",
+        help="points of the evaluation's metric (0-100) a variant may lose against PyTorch (default: 1); where it is "
+        "given, mixtures of precisions are searched that hold it (docs/search.md)",
+    )
+    parser.add_argument(
+        "--min-metric",
+        type=float,
+        metavar="X",
+        help="the least value of the evaluation's metric, of perplexity the most, that a variant may have; a search is "
+        "made for it as well",
+    )
+    parser.add_argument(
+        "--search-budget",
+        default="5m",
+        metavar="TIME",
+        help="how long the search may take, such as 90s, 5m or 1h (default: 5m); Ctrl-C ends it earlier",
     )
     parser.add_argument("--measure", default="quick", help="how long to measure: quick, full or none (default: quick)")
     parser.add_argument("--threads", type=int, help="CPU threads to measure with (default: the cores allowed)")
@@ -150,7 +171,9 @@ def _lasting_interrupt() -> Iterator[Callable[[], None]]:
         raise KeyboardInterrupt
 
     def check() -> None:
+        nonlocal pressed
         if pressed:
+            pressed = False  # a step that ends early for it, as the search does, is not stopped a second time
             raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
@@ -163,7 +186,36 @@ def _lasting_interrupt() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, before)
 
 
+def _calibration(given: list[str] | None) -> tuple[Path, ...] | Literal["synthetic"] | None:
+    from onnxpress.runtime.errors import InvalidInputError
+
+    if not given or given == ["synthetic"]:
+        return "synthetic" if given else None
+    if "synthetic" in given:
+        raise InvalidInputError(
+            "--calibration synthetic takes random tokens in place of files; give one or the other (a file of that name "
+            "is ./synthetic)"
+        )
+    return tuple(map(Path, given))
+
+
+def _seconds(text: str) -> float:
+    """A duration such as 90s, 5m or 1h; a number alone is in seconds.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    from onnxpress.runtime.errors import InvalidInputError
+
+    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:])
+    try:
+        return float(text) if unit is None else unit * float(text[:-1])
+    except ValueError as error:
+        raise InvalidInputError(f"the time {text!r} is none; give a number and s, m or h, such as 90s or 5m") from error
+
+
 def _config(arguments: argparse.Namespace) -> ExportConfig:
+    from onnxpress.cli.data import mapping_of
     from onnxpress.exporter import ExportConfig, Thresholds
 
     bounds = {
@@ -177,13 +229,21 @@ def _config(arguments: argparse.Namespace) -> ExportConfig:
         variants=None if variants is None else tuple(name.strip() for name in variants.split(",") if name.strip()),
         target=arguments.target,
         evaluation=tuple(map(Path, arguments.eval)) if arguments.eval else None,
-        calibration=tuple(map(Path, arguments.calibration)) if arguments.calibration else None,
+        evaluation_columns=mapping_of("--eval-columns", arguments.eval_columns),
+        evaluation_labels=mapping_of("--eval-labels", arguments.eval_labels),
+        evaluation_split=arguments.eval_split,
+        evaluation_samples=arguments.eval_samples,
+        calibration=_calibration(arguments.calibration),
+        calibration_columns=mapping_of("--calibration-columns", arguments.calibration_columns),
+        calibration_samples=arguments.calibration_samples,
         block_size=arguments.block_size,
         symmetric=arguments.symmetric,
         accuracy_level=arguments.accuracy_level,
         head_bits=arguments.head_bits,
         objective=arguments.objective,
         max_accuracy_drop=arguments.max_accuracy_drop,
+        min_metric=arguments.min_metric,
+        search_budget=_seconds(arguments.search_budget),
         trust_remote_code=arguments.trust_remote_code,
         allow_pickle=arguments.allow_pickle,
         revision=arguments.revision,
