@@ -24,6 +24,7 @@ from onnxpress.exporter.debug_inputs import Feeds, make_feeds
 from onnxpress.quantize.graphs import module_of
 from onnxpress.quantize.probing import float_outputs, open_probe, sizes_of
 from onnxpress.runtime.bundle import Bundle
+from onnxpress.runtime.data.options import DataOptions
 from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError, first_line
 
 DEFAULT_THRESHOLD = 20.0
@@ -81,6 +82,7 @@ def debug(
     *,
     texts: Sequence[str] = (),
     evaluation: Sequence[Path] = (),
+    data: DataOptions = DataOptions(),
     threshold: float = DEFAULT_THRESHOLD,
 ) -> Debugged:
     """Compare two variants of a bundle inside.
@@ -90,7 +92,8 @@ def debug(
         variant: what is looked at; None: the default one.
         against: the reference.
         texts: what to run; with neither these nor `evaluation`, the real texts the bundle was verified on.
-        evaluation: files of labelled examples; the first of them are run.
+        evaluation: files of labelled examples; a few of them are run.
+        data: how these are read.
         threshold: signal over error, in decibels.
 
     Raises:
@@ -103,7 +106,7 @@ def debug(
         raise InvalidInputError(
             f"the variant {against!r} would be compared with itself; choose another with --variant: {others or 'none'}"
         )
-    feeds = make_feeds(bundle, reference.name, texts, evaluation)
+    feeds = make_feeds(bundle, reference.name, texts, evaluation, data)
     paths = bundle.model_path(reference), bundle.model_path(looked_at)
     tensors = tuple(tensor_errors(*paths, feeds, strip=_WRAPPER if bundle.manifest.generation is None else ""))
     first = next((row for row in tensors if row.is_past(threshold)), None)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxpress.cli.data import add_evaluation_arguments, evaluation_options
+
 if TYPE_CHECKING:
     from onnxpress.runtime.comparing import Side
 
@@ -24,13 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a bundle, BUNDLE:variant, or a model as `onnxpress export` takes it; the first is what the others are "
         "compared with",
     )
-    parser.add_argument(
-        "--eval",
-        metavar="FILE",
-        action="append",
-        help="labelled examples of the task (docs/evaluation.md); may be repeated (default: texts of onnxpress, "
-        "of which only agreement can be had)",
-    )
+    add_evaluation_arguments(parser)
     parser.add_argument("--measure", default="quick", help="how long to measure: quick, full or none (default: quick)")
     parser.add_argument("--threads", type=int, help="CPU threads of every side (default: the cores allowed)")
     parser.add_argument(
@@ -61,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     options = Options(
         evaluation=tuple(map(Path, arguments.eval or ())),
+        data=evaluation_options(arguments),
         measure=arguments.measure,
         threads=arguments.threads,
         examples=arguments.examples,
