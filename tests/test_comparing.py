@@ -259,13 +259,16 @@ def test_a_rule_fails_what_lies_beyond_it(rule: str, changes: dict[str, Any], pa
     ],
 )
 def test_a_bad_rule_is_status_2_before_anything_runs(
-    rules: str, complaint: str, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+    rules: str,
+    complaint: str,
+    tiny_bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delattr(comparison, "_ask")
     command = ["compare", f"{tiny_bundle}:fp32", f"{tiny_bundle}:int8", "--measure", "none", "--fail-on", rules]
     assert main(command) == 2
-    said = capsys.readouterr().err
-    assert re.search(complaint, said)
-    assert "asking" not in said
+    assert re.search(complaint, capsys.readouterr().err)
 
 
 def test_perplexity_has_no_points(decoders: list[Path], tmp_path: Path) -> None:

@@ -52,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, and show it; status 1 if a rule fails."""
+    from rich.console import Console
+    from rich.markup import escape
+
     from onnxpress.runtime.comparing import Options, compare, parse_rules
     from onnxpress.runtime.comparing.summary import outcome_text
 
@@ -63,12 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
         examples=arguments.examples,
         rules=tuple(parse_rules(arguments.fail_on)) if arguments.fail_on is not None else (),
     )
-
-    def show(detail: str) -> None:
-        if not arguments.quiet:
-            print(f"onnxpress: {detail}", file=sys.stderr)
-
-    document = compare(_sides(arguments), options, show)
+    sides = _sides(arguments)
+    with Console(stderr=True, quiet=arguments.quiet).status("", refresh_per_second=2) as status:
+        document = compare(sides, options, lambda detail: status.update(escape(detail)))
     _write(arguments, document)
     failed = [outcome for outcome in document["rules"] if not outcome["passed"]]
     for outcome in failed:
