@@ -97,9 +97,11 @@ def debug(
         threshold: signal over error, in decibels.
 
     Raises:
-        InvalidInputError: both are the same variant, they have no tensor in common, or a text or file cannot be used.
+        InvalidInputError: both are the same variant, the threshold is no number, the graphs have no tensor in common, or a text or file cannot be used.
         InvalidBundleError: there is no such variant, or one does not run on the CPU.
     """
+    if not math.isfinite(threshold):
+        raise InvalidInputError(f"the threshold is {threshold}; give a number of decibels")
     looked_at, reference = bundle.manifest.variant(variant), bundle.manifest.variant(against)
     if looked_at.name == reference.name:
         others = ", ".join(other.name for other in bundle.manifest.variants if other.name != against)

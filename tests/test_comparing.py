@@ -331,6 +331,15 @@ def test_without_rules_the_table_is_all(tiny_bundle: Path, capsys: pytest.Captur
     assert "ms" not in shown
 
 
+def test_a_page_that_cannot_be_written_is_refused_at_once(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(comparison, "_ask")
+    sides = [f"{tiny_bundle}:fp32", f"{tiny_bundle}:int8"]
+    assert main(["compare", *sides, "--html", str(tmp_path / "nowhere" / "page.html")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
 def test_bundles_are_compared_where_there_is_no_torch(tiny_bundle: Path, tmp_path: Path) -> None:
     program = (
         "import sys\n"

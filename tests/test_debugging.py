@@ -192,6 +192,11 @@ def test_a_variant_is_not_compared_with_itself(bundle: Bundle) -> None:
         debug(bundle, "fp32")
 
 
+def test_a_threshold_is_a_number(bundle: Bundle) -> None:
+    with pytest.raises(InvalidInputError, match="the threshold is nan"):
+        debug(bundle, "int8", threshold=float("nan"))
+
+
 def test_zero_signal_and_none_are_told_apart() -> None:
     same = TensorError("a", "", "Add", "Add", None, None, 0.0, 0)
     assert not same.is_past(20)

@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         examples=arguments.examples,
         rules=tuple(parse_rules(arguments.fail_on)) if arguments.fail_on is not None else (),
     )
+    _check_outputs(arguments)
     sides = _sides(arguments)
     with Console(stderr=True, quiet=arguments.quiet).status("", refresh_per_second=2) as status:
         document = compare(sides, options, lambda detail: status.update(escape(detail)))
@@ -100,6 +101,15 @@ def _checkpoint(given: str, task: str | None, arguments: argparse.Namespace) -> 
         ) from error
     config = ExportConfig(task=task, trust_remote_code=arguments.trust_remote_code, allow_pickle=arguments.allow_pickle)
     return checkpoint_side(given, config)
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Before minutes of measuring, not after."""
+    from onnxpress.runtime.errors import InvalidInputError
+
+    for path in (arguments.html, arguments.markdown):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise InvalidInputError(f"{path} cannot be written: there is no folder {Path(path).parent}")
 
 
 def _write(arguments: argparse.Namespace, document: Mapping[str, Any]) -> None:
