@@ -97,7 +97,8 @@ def debug(
         threshold: signal over error, in decibels.
 
     Raises:
-        InvalidInputError: both are the same variant, the threshold is no number, the graphs have no tensor in common, or a text or file cannot be used.
+        InvalidInputError: both are the same variant, the threshold is no number, the graphs have no tensor in common,
+            or a text or file cannot be used.
         InvalidBundleError: there is no such variant, or one does not run on the CPU.
     """
     if not math.isfinite(threshold):
