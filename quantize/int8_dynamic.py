@@ -18,7 +18,8 @@ from onnxpress.quantize.activations import Feeds
 from onnxpress.quantize.graphs import PassReport, count_ops, drop_initializer_shapes, load_graph, save_graph
 from onnxpress.quantize.outliers import OutlierConfig, Tamed, tame_outliers
 from onnxpress.runtime.errors import UnsupportedModelError
-from onnxpress.runtime.hardware import Int8Kind
+from onnxpress.runtime.hardware import int8_kinds
+from onnxpress.runtime.machine import Machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +43,10 @@ class Int8DynamicConfig:
         return f"{'signed' if self.signed else 'unsigned'} {bits} weights, per {scale}{tamed}"
 
 
-def candidates(kinds: Sequence[Int8Kind]) -> tuple[Int8DynamicConfig, ...]:
-    """Settings worth measuring, for the 8 bits that suit a processor."""
-    return tuple(
-        Int8DynamicConfig(signed=kind.signed, reduce_range=kind.reduce_range, outliers=outliers)
-        for kind in kinds
-        for outliers in (None, OutlierConfig())
-    )
+def candidates(machine: Machine) -> tuple[Int8DynamicConfig, ...]:
+    """Settings worth measuring on a processor."""
+    kinds = [Int8DynamicConfig(signed=kind.signed, reduce_range=kind.reduce_range) for kind in int8_kinds(machine)]
+    return tuple(dataclasses.replace(kind, outliers=outliers) for kind in kinds for outliers in (None, OutlierConfig()))
 
 
 def quantize_int8_dynamic(
