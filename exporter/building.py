@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxpress.exporter import decoder_precisions
+from onnxpress.exporter.calibration import encoder_feeds, uses_calibration
 from onnxpress.exporter.config import Thresholds
 from onnxpress.exporter.onnx_file.folder import weight_files
 from onnxpress.exporter.quiet import quiet
@@ -194,6 +195,8 @@ def _convert_one(state: State, precision: str) -> tuple[tuple[Graph, ...], bool]
     if precision == "fp32":
         return (state.fused,), True
     key = _source_key(state) | {"target": state.config.target, "machine": describe_machine().key()}
+    if uses_calibration(state, precision) and state.task != "text-generation":
+        key |= {"calibration": encoder_feeds(state)[1]}
     if state.task == "text-generation":
         depends_on, make = decoder_precisions.maker(state, precision)
         key |= depends_on
@@ -232,6 +235,8 @@ def _make_int8(state: State, folder: Path) -> dict[str, Any]:
     assert state.fused is not None
     made = []
     feeds = [case.feeds for case in real_cases(state)]
+    if uses_calibration(state, "int8"):  # what was given shows more of the channels that stand out
+        feeds += encoder_feeds(state)[0]
     with quiet(state.verbose):
         for index, config in enumerate(candidates(describe_machine())):
             place = folder / str(index)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
 from onnxpress.quantize.weight_only import WeightOnlyConfig
 from onnxpress.runtime import hardware
+from onnxpress.runtime.data.options import DataOptions
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.hardware import Hardware
 from onnxpress.runtime.machine import compute_capability, describe_machine
@@ -30,6 +31,9 @@ PRECISIONS_OF_TARGET: dict[str, tuple[str, ...]] = {
 # 8 and 4 bits of a decoder are those of its weights alone.
 _PRECISIONS_OF_DECODERS = ("fp32", "fp16", "bf16", "int8", "int4")
 _PRECISIONS_OF_ENCODERS = ("fp32", "fp16", "int8")
+
+_CALIBRATED_OF_DECODERS = ("int4",)
+_CALIBRATED_OF_ENCODERS = ("int8",)
 
 _WEIGHT_ONLY = ("block_size", "symmetric", "accuracy_level", "head_bits")
 
@@ -78,9 +82,23 @@ class ExportConfig:
     target: Target = "cpu"
     """Where the bundle will run."""
     evaluation: tuple[Path, ...] | None = None
-    """Files of scored examples (TSV, CSV or JSONL); all their rows together are evaluated."""
-    calibration: tuple[Path, ...] | None = None
-    """Texts that the 4-bit weights of a decoder are rounded on; None: each weight is rounded by itself."""
+    """Files of scored examples, folders of texts or datasets (docs/evaluation.md); all their rows together are
+    evaluated."""
+    evaluation_columns: Mapping[str, str] | None = None
+    """The task's name of a column: its name in the files. Those left out are found by their usual names."""
+    evaluation_labels: Mapping[str, str] | None = None
+    """A label as the files have it: the model's name of it."""
+    evaluation_split: str | None = None
+    """Of a dataset with several; None: validation, else test, else train."""
+    evaluation_samples: int | None = None
+    """Examples at most, drawn evenly from all; None: 20,000."""
+    calibration: tuple[Path, ...] | Literal["synthetic"] | None = None
+    """Texts that activations are calibrated and the 4-bit weights of a decoder are rounded on, or random tokens. None:
+    for encoders the evaluation's texts, else random tokens; for decoders nothing, each weight is rounded by itself."""
+    calibration_columns: Mapping[str, str] | None = None
+    """As `evaluation_columns`, of `text` and `text_pair`."""
+    calibration_samples: int | None = None
+    """Texts at most, drawn evenly from all; None: 256, of decoders 2,048."""
     block_size: int | None = None
     """Of a decoder's int8 and int4: as `WeightOnlyConfig` has it, like the next three."""
     symmetric: bool | None = None
@@ -122,6 +140,8 @@ class ExportConfig:
         if self.variants is not None and not self.variants:
             raise InvalidInputError("variants is empty; give at least one of " + ", ".join(PRECISIONS))
         self.weight_only(4)
+        self.evaluation_data()
+        self.calibration_data()
         if self.max_accuracy_drop is not None and not 0 <= self.max_accuracy_drop <= 100:
             raise InvalidInputError(f"max_accuracy_drop is {self.max_accuracy_drop}; give points from 0 to 100")
         if self.threads is not None and self.threads < 1:
@@ -137,6 +157,23 @@ class ExportConfig:
         given.setdefault("accuracy_level", hardware.accuracy_level(describe_machine()))
         return WeightOnlyConfig(bits=bits, **given)
 
+    def evaluation_data(self) -> DataOptions:
+        """How evaluation data is read.
+
+        Raises:
+            InvalidInputError: a value that is not allowed.
+        """
+        given = (self.evaluation_columns or {}, self.evaluation_labels or {})
+        return DataOptions(*given, self.evaluation_split, self.evaluation_samples)
+
+    def calibration_data(self) -> DataOptions:
+        """How calibration data is read.
+
+        Raises:
+            InvalidInputError: a value that is not allowed.
+        """
+        return DataOptions(columns=self.calibration_columns or {}, samples=self.calibration_samples)
+
     def check_task(self, task: str) -> None:
         """Refuse what is not there for a task.
 
@@ -144,13 +181,16 @@ class ExportConfig:
             InvalidInputError: a variant or an option; the sentence names it.
         """
         variants = self.effective_variants(task)
-        given = [name for name in ("calibration", *_WEIGHT_ONLY) if getattr(self, name) is not None]
+        given = [name for name in _WEIGHT_ONLY if getattr(self, name) is not None]
         if task != "text-generation" and given:
             raise InvalidInputError(
                 f"{given[0]} is for decoders, whose weights alone are quantized; this model is for {task}: leave it out"
             )
-        if self.calibration and "int4" not in variants:
-            raise InvalidInputError(f"calibration is for int4, which is not among the variants: {', '.join(variants)}")
+        users = _CALIBRATED_OF_DECODERS if task == "text-generation" else _CALIBRATED_OF_ENCODERS
+        if self.calibration and not set(users) & set(variants):
+            raise InvalidInputError(
+                f"calibration is for {' and '.join(users)}, not for the variants asked for: {', '.join(variants)}"
+            )
 
     def effective_variants(self, task: str) -> tuple[str, ...]:
         """The precisions to make for a task, in the order of `PRECISIONS`, each once.

@@ -9,6 +9,7 @@ from typing import Any
 import onnxpress
 from onnxpress.exporter import bundling
 from onnxpress.exporter.benchmark import baseline_name
+from onnxpress.exporter.calibration import decoder_rows, encoder_feeds, uses_calibration
 from onnxpress.exporter.gate import DEFAULT_MAX_DROP
 from onnxpress.exporter.page import render_report
 from onnxpress.exporter.state import State, VariantState
@@ -97,13 +98,18 @@ def _evaluation(state: State) -> dict[str, Any] | None:
         "files": list(state.evaluation.files),
         "sha256": state.evaluation.sha256,
         "samples": len(state.evaluation.examples),
+        "rows": state.evaluation.rows,
     }
 
 
 def _calibration(state: State) -> dict[str, Any] | None:
-    if state.calibration is None:
+    """What the variants of the bundle were calibrated on, if any was."""
+    if not any(uses_calibration(state, variant.precision) for variant in state.variants):
         return None
-    return {"files": list(state.calibration.files), "sha256": state.calibration.sha256}
+    if state.task != "text-generation":
+        return encoder_feeds(state)[1]
+    assert state.calibration is not None
+    return decoder_rows(state, state.calibration)[1]
 
 
 def _baseline(state: State) -> dict[str, Any] | None:

@@ -46,9 +46,7 @@ class EmbeddingConfig:
             raise InvalidInputError(f"the block size of embeddings is {self.block_size}; give 16, 32, 64 or 128")
 
 
-def quantize_embedding_tables(
-    source: Path, target: Path, config: EmbeddingConfig = EmbeddingConfig()
-) -> PassReport:
+def quantize_embedding_tables(source: Path, target: Path, config: EmbeddingConfig = EmbeddingConfig()) -> PassReport:
     """Write a copy of an ONNX file with its embedding tables in few bits. Results of lookups keep their names.
 
     Args:

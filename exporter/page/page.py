@@ -91,7 +91,8 @@ def _facts_line(report: Report) -> Html:
 
 
 def _alerts(report: Report) -> list[Html]:
-    """What must not be overlooked: variants that are missing from the bundle or wait for their machine."""
+    """What must not be overlooked: variants that are missing from the bundle or wait for their machine, and
+    quantization that has seen no text."""
     rows = [row for row in all_series(report) if not row.is_baseline]
     alerts = []
     for status, sentence in (
@@ -104,6 +105,8 @@ def _alerts(report: Report) -> list[Html]:
             badge = tables.status_badge(status)
             listed = element("strong", element("bdi", ", ".join(names)))
             alerts.append(element("p", badge, " ", listed, f" {text} (of {len(rows)} variants).", class_="alert"))
+    if (warning := method.synthetic_warning(report)) is not None:
+        alerts.append(element("p", warning, class_="alert"))
     return alerts
 
 

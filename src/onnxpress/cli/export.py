@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from onnxpress.exporter import ExportConfig
@@ -20,6 +20,8 @@ HELP = "Trace, optimize, verify and measure a model, and write it as a bundle."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
+    from onnxpress.cli.data import add_evaluation_arguments
+
     parser.add_argument("model", metavar="MODEL", help="a local folder, an .onnx file, a recipe's name or a hub id")
     parser.add_argument("--output", "-o", metavar="DIR", required=True, help="the folder to create")
     parser.add_argument(
@@ -35,18 +37,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "target runs)",
     )
     parser.add_argument("--target", default="cpu", help="where it will run: cpu, cuda or tensorrt (default: cpu)")
-    parser.add_argument(
-        "--eval",
-        metavar="FILE",
-        action="append",
-        help="labelled examples of the task to measure accuracy on (docs/evaluation.md); may be repeated",
-    )
+    add_evaluation_arguments(parser)
     parser.add_argument(
         "--calibration",
-        metavar="FILE",
+        metavar="PATH",
         action="append",
-        help="texts to round a decoder's 4-bit weights on, some 30,000 tokens: plain text, or JSONL, CSV or TSV with "
-        "`text`; may be repeated (default: each weight is rounded by itself)",
+        help="texts to calibrate quantization on: JSONL, CSV, TSV or a dataset with `text`, plain text, or a folder of "
+        "texts; `synthetic` takes random tokens; may be repeated (default: for encoders the texts of --eval, else "
+        "random tokens; for decoders none, each weight is rounded by itself)",
+    )
+    parser.add_argument(
+        "--calibration-columns", metavar="MAP", help="columns of these, as with --eval-columns: text, text_pair"
+    )
+    parser.add_argument(
+        "--calibration-samples",
+        type=int,
+        metavar="N",
+        help="texts to draw from them at most (default: 256; of decoders 2,048)",
     )
     parser.add_argument(
         "--block-size",
@@ -163,7 +170,21 @@ def _lasting_interrupt() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, before)
 
 
+def _calibration(given: list[str] | None) -> tuple[Path, ...] | Literal["synthetic"] | None:
+    from onnxpress.runtime.errors import InvalidInputError
+
+    if not given or given == ["synthetic"]:
+        return "synthetic" if given else None
+    if "synthetic" in given:
+        raise InvalidInputError(
+            "--calibration synthetic takes random tokens in place of files; give one or the other (a file of that name "
+            "is ./synthetic)"
+        )
+    return tuple(map(Path, given))
+
+
 def _config(arguments: argparse.Namespace) -> ExportConfig:
+    from onnxpress.cli.data import mapping_of
     from onnxpress.exporter import ExportConfig, Thresholds
 
     bounds = {
@@ -177,7 +198,13 @@ def _config(arguments: argparse.Namespace) -> ExportConfig:
         variants=None if variants is None else tuple(name.strip() for name in variants.split(",") if name.strip()),
         target=arguments.target,
         evaluation=tuple(map(Path, arguments.eval)) if arguments.eval else None,
-        calibration=tuple(map(Path, arguments.calibration)) if arguments.calibration else None,
+        evaluation_columns=mapping_of("--eval-columns", arguments.eval_columns),
+        evaluation_labels=mapping_of("--eval-labels", arguments.eval_labels),
+        evaluation_split=arguments.eval_split,
+        evaluation_samples=arguments.eval_samples,
+        calibration=_calibration(arguments.calibration),
+        calibration_columns=mapping_of("--calibration-columns", arguments.calibration_columns),
+        calibration_samples=arguments.calibration_samples,
         block_size=arguments.block_size,
         symmetric=arguments.symmetric,
         accuracy_level=arguments.accuracy_level,
