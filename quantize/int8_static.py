@@ -34,12 +34,11 @@ from onnxpress.quantize.graphs import (
     save_graph,
 )
 from onnxpress.quantize.migration import MigrationConfig, migrate_scales
-from onnxpress.quantize.ranges import Method, Range, find_ranges
+from onnxpress.quantize.ranges import METHODS, Method, Range, find_ranges
 from onnxpress.runtime.errors import InvalidInputError, UnsupportedModelError
 from onnxpress.runtime.hardware import int8_kinds, signed_activations
 from onnxpress.runtime.machine import Machine
 
-METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy")
 _OPSET = 13
 """The first one whose DequantizeLinear has a scale for each channel."""
 
