@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
+from onnxpress.quantize.embedding_tables import EmbeddingConfig
+from onnxpress.quantize.migration import MigrationConfig
+from onnxpress.quantize.ranges import METHODS
 from onnxpress.quantize.weight_only import WeightOnlyConfig
 from onnxpress.runtime import hardware
 from onnxpress.runtime.data.options import DataOptions
@@ -18,12 +21,12 @@ from onnxpress.runtime.machine import compute_capability, describe_machine
 Target = Literal["cpu", "cuda", "tensorrt"]
 Objective = Literal["throughput", "latency", "size", "memory"]
 Measure = Literal["quick", "full", "none"]
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-static", "int4")
 
 # Dynamic int8 needs DynamicQuantizeLinear, for which onnxruntime has a CPU kernel only; for bfloat16 it has hardly any
 # there.
 PRECISIONS_OF_TARGET: dict[str, tuple[str, ...]] = {
-    "cpu": ("fp32", "fp16", "int8", "int4"),
+    "cpu": ("fp32", "fp16", "int8", "int8-static", "int4"),
     "cuda": ("fp32", "fp16", "bf16"),
     "tensorrt": ("fp32", "fp16"),
 }
@@ -31,12 +34,21 @@ PRECISIONS_OF_TARGET: dict[str, tuple[str, ...]] = {
 
 # 8 and 4 bits of a decoder are those of its weights alone.
 _PRECISIONS_OF_DECODERS = ("fp32", "fp16", "bf16", "int8", "int4")
-_PRECISIONS_OF_ENCODERS = ("fp32", "fp16", "int8")
+# Those of an encoder's int4, too.
+_PRECISIONS_OF_ENCODERS = ("fp32", "fp16", "bf16", "int8", "int8-static", "int4")
+_DEFAULTS_OF_ENCODERS = ("fp32", "fp16", "int8")
 
 _CALIBRATED_OF_DECODERS = ("int4",)
-_CALIBRATED_OF_ENCODERS = ("int8",)
+_CALIBRATED_OF_ENCODERS = ("int8", "int8-static")
 
 _WEIGHT_ONLY = ("block_size", "symmetric", "accuracy_level", "head_bits")
+_OF_STATIC = ("calibration_method", "migration")
+_OF_TABLES = ("embedding_bits",)
+_OPTIONS_OF: dict[bool, dict[tuple[str, ...], tuple[str, ...]]] = {
+    True: {_WEIGHT_ONLY: PRECISIONS, _OF_STATIC: (), _OF_TABLES: ()},
+    False: {_WEIGHT_ONLY: ("int4",), _OF_STATIC: ("int8-static",), _OF_TABLES: ("int8", "int8-static")},
+}
+"""Options, and the variants that heed them; of decoders, and of encoders."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +115,17 @@ class ExportConfig:
     calibration_samples: int | None = None
     """Texts at most, drawn evenly from all; None: 256, of decoders 2,048."""
     block_size: int | None = None
-    """Of a decoder's int8 and int4: as `WeightOnlyConfig` has it, like the next three."""
+    """Of a decoder's int8 and int4, and an encoder's int4: as `WeightOnlyConfig` has it, like the next three."""
     symmetric: bool | None = None
     accuracy_level: int | None = None
     head_bits: int | None = None
+    calibration_method: Literal["minmax", "percentile", "entropy"] | None = None
+    """How int8-static finds the range of an activation; None: by minmax and by percentile, and the better is taken."""
+    migration: float | Literal["off"] | None = None
+    """How far int8-static moves scales from activations to weights, from 0 to 1; None: with and without, and the better
+    is taken."""
+    embedding_bits: Literal[4, 8] | None = None
+    """Of the embedding tables in int8 and int8-static of an encoder; None: they stay in float32."""
     objective: Objective = "throughput"
     """What the default variant is chosen by, among those that hold the accuracy."""
     max_accuracy_drop: float | None = None
@@ -148,6 +167,12 @@ class ExportConfig:
         if self.variants is not None and not self.variants:
             raise InvalidInputError("variants is empty; give at least one of " + ", ".join(PRECISIONS))
         self.weight_only(4)
+        if self.calibration_method is not None:
+            _one_of("calibration method", self.calibration_method, METHODS)
+        if self.migration is not None and self.migration != "off":
+            MigrationConfig(self.migration)
+        if self.embedding_bits is not None:
+            EmbeddingConfig(bits=self.embedding_bits)
         self.evaluation_data()
         self.calibration_data()
         if self.max_accuracy_drop is not None and not 0 <= self.max_accuracy_drop <= 100:
@@ -193,11 +218,14 @@ class ExportConfig:
             InvalidInputError: a variant or an option; the sentence names it.
         """
         variants = self.effective_variants(task)
-        given = [name for name in _WEIGHT_ONLY if getattr(self, name) is not None]
-        if task != "text-generation" and given:
-            raise InvalidInputError(
-                f"{given[0]} is for decoders, whose weights alone are quantized; this model is for {task}: leave it out"
-            )
+        for names, precisions in _OPTIONS_OF[task == "text-generation"].items():
+            given = [name for name in names if getattr(self, name) is not None]
+            if given and not set(precisions) & set(variants):
+                of = " or ".join(precisions) or "encoders"
+                raise InvalidInputError(
+                    f"{given[0]} is for {of}; the variants of this model, for {task}, are {', '.join(variants)}: leave "
+                    "it out"
+                )
         users = _CALIBRATED_OF_DECODERS if task == "text-generation" else _CALIBRATED_OF_ENCODERS
         if self.calibration and not set(users) & set(variants):
             raise InvalidInputError(
@@ -219,8 +247,8 @@ class ExportConfig:
 
     def default_precisions(self, task: str) -> tuple[str, ...]:
         """The precisions that are made for a task unless others are asked for, before the hardware is looked at."""
-        able = _PRECISIONS_OF_DECODERS if task == "text-generation" else _PRECISIONS_OF_ENCODERS
-        names = tuple(name for name in PRECISIONS_OF_TARGET[self.target] if name in able)
+        usual = _PRECISIONS_OF_DECODERS if task == "text-generation" else _DEFAULTS_OF_ENCODERS
+        names = tuple(name for name in PRECISIONS_OF_TARGET[self.target] if name in usual)
         if task == "text-generation" and self.target == "cpu":
             return tuple(name for name in names if name != "fp16")  # no faster than fp32 there; int8 is smaller
         return names

@@ -72,4 +72,4 @@ def _weight_only(config: WeightOnlyConfig, calibration: Calibration | None) -> M
 
 
 def _made(report: PassReport) -> dict[str, Any]:
-    return {"graphs": [{"path": "model.onnx", "report": dataclasses.asdict(report)}], "candidates": []}
+    return {"graphs": [{"path": "model.onnx", "reports": [dataclasses.asdict(report)]}], "candidates": []}

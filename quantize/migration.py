@@ -1,6 +1,6 @@
 """Scale migration: makes activations easier to quantize at the cost of the weights, without changing the results.
 
-SmoothQuant (Xiao et al., 2022, arXiv:2211.10438, equation 4): for an activation x [tokens, K] of products with weights W,
+SmoothQuant (Xiao et al., 2022, arXiv:2211.10438, equation 4): for an activation x [tokens, K] of products with W,
 
     x W = (x / s) (s W)    with    s_j = max|x_j| ** alpha / max|W_j| ** (1 - alpha)
 
@@ -22,7 +22,7 @@ from onnxpress.quantize.graph_edit import GraphEdit
 from onnxpress.runtime.errors import InvalidInputError
 
 _SMALLEST = 1e-5
-"""Peaks below this count as this much, as in the authors' code: a channel that is always zero has no scale of its own."""
+"""Peaks below this count as this much, as in the authors' code: a channel that is always zero has no scale."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,8 @@ def _scale(peak: FloatArray, weights: Sequence[FloatArray], alpha: float) -> Flo
     """s, float32 [K]"""
     of_weights = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
     scale = np.maximum(peak, _SMALLEST) ** alpha / np.maximum(of_weights, _SMALLEST) ** (1 - alpha)
-    return np.maximum(scale, _SMALLEST).astype(np.float32)
+    found: FloatArray = np.maximum(scale, _SMALLEST).astype(np.float32)
+    return found
 
 
 def _sharing_weights(products: dict[str, list[onnx.NodeProto]]) -> list[list[str]]:

@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
         metavar="LIST",
-        help="precisions to make, such as fp32,fp16,int8 or, of decoders, int4 and, for CUDA, bf16 (default: all the "
-        "target runs)",
+        help="precisions to make: fp32, fp16, int8, int4, of encoders int8-static (ranges of activations found on "
+        "texts beforehand), for CUDA bf16 (default: all the target runs, of encoders fp32,fp16,int8)",
     )
     parser.add_argument("--target", default="cpu", help="where it will run: cpu, cuda or tensorrt (default: cpu)")
     add_evaluation_arguments(parser)
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--block-size",
         type=int,
         metavar="N",
-        help="weights of a decoder that share a scale in int8 and int4: 16, 32, 64 or 128 (default: up to 128)",
+        help="weights that share a scale in int4, of decoders in int8 too: 16, 32, 64 or 128 (default: up to 128)",
     )
     parser.add_argument(
         "--symmetric",
@@ -77,6 +77,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="bits of the language model head and the token embedding, 4 or 8 (default: as the variant)",
+    )
+    parser.add_argument(
+        "--calibration-method",
+        metavar="NAME",
+        help="how int8-static finds the range of an activation: minmax, percentile (99.99) or entropy (default: the "
+        "better of the first two)",
+    )
+    parser.add_argument(
+        "--migration",
+        metavar="ALPHA",
+        help="how far int8-static moves the scales of channels from activations to weights, from 0 to 1, or off "
+        "(default: the better of 0.75 and off)",
+    )
+    parser.add_argument(
+        "--embedding-bits",
+        type=int,
+        metavar="N",
+        help="bits of the embedding tables in an encoder's int8 and int8-static, 8 or 4 (default: float32)",
     )
     parser.add_argument(
         "--objective",
@@ -214,6 +232,19 @@ def _seconds(text: str) -> float:
         raise InvalidInputError(f"the time {text!r} is none; give a number and s, m or h, such as 90s or 5m") from error
 
 
+def _migration(given: str | None) -> float | Literal["off"] | None:
+    from onnxpress.runtime.errors import InvalidInputError
+
+    if given is None:
+        return None
+    if given == "off":
+        return "off"
+    try:
+        return float(given)
+    except ValueError as error:
+        raise InvalidInputError(f"--migration is {given!r}; give a number from 0 to 1, or off") from error
+
+
 def _config(arguments: argparse.Namespace) -> ExportConfig:
     from onnxpress.cli.data import mapping_of
     from onnxpress.exporter import ExportConfig, Thresholds
@@ -240,6 +271,9 @@ def _config(arguments: argparse.Namespace) -> ExportConfig:
         symmetric=arguments.symmetric,
         accuracy_level=arguments.accuracy_level,
         head_bits=arguments.head_bits,
+        calibration_method=arguments.calibration_method,
+        migration=_migration(arguments.migration),
+        embedding_bits=arguments.embedding_bits,
         objective=arguments.objective,
         max_accuracy_drop=arguments.max_accuracy_drop,
         min_metric=arguments.min_metric,
