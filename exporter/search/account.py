@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def search_document(
     before = bench.float32["metric"] if bench.trials else None
     nodes = list(weighted_nodes(open_part(state.fused.path)))
     accepted = outcome.accepted
-    checks = {verdict["trial"]: _check(verdict) for verdict in bench.verdicts}
+    checks = {verdict["trial"]: bool(verdict["holds"]) for verdict in bench.verdicts}
     return {
         "limit": {"max_accuracy_drop": limit.max_drop, "min_metric": limit.min_metric},
         "objective": state.config.objective,
@@ -51,7 +51,7 @@ def search_document(
 
 
 def _trial(
-    trial: Trial, nodes: Sequence[str], before: float | None, splits: Splits, check: str | None
+    trial: Trial, nodes: Sequence[str], before: float | None, splits: Splits, held_out: bool | None
 ) -> dict[str, Any]:
     figures = trial.figures
     after = figures["metric"]
@@ -72,15 +72,9 @@ def _trial(
         "size_bytes": figures["size_bytes"],
         "peak_memory_bytes": figures["peak_memory_bytes"],
         "holds": trial.holds,
-        "check": check,
+        "failure": figures["failure"],
+        "holds_held_out": held_out,
     }
-
-
-def _check(verdict: Mapping[str, Any]) -> str:
-    """What became of a trial that held on the examples to search with."""
-    if verdict["holds"]:
-        return "passed"
-    return str(verdict["failure"] or "does not hold on the examples held out")
 
 
 def _held_out(bench: TrialBench, accepted: Trial | None) -> dict[str, Any] | None:
@@ -88,15 +82,7 @@ def _held_out(bench: TrialBench, accepted: Trial | None) -> dict[str, Any] | Non
     if not bench.verdicts:
         return None
     last = bench.verdicts[-1]
-    parts = last["parts"] or {"search": None, "held_out": None}
-    return {
-        "trial": last["trial"],
-        "holds": last["holds"],
-        "failure": last["failure"],
-        "search": parts["search"],
-        "held_out": parts["held_out"],
-        "looks": sum(verdict["parts"] is not None for verdict in bench.verdicts),
-    }
+    return {key: last[key] for key in ("trial", "holds", "search", "held_out")} | {"looks": len(bench.verdicts)}
 
 
 def _sentence(bench: TrialBench, limit: Limit, splits: Splits, outcome: Outcome, variant: str | None) -> str:
