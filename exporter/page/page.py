@@ -272,8 +272,8 @@ _WRITING = (
 
 _SENSITIVITY = (
     "How far the outputs go from float32 when one node alone has fewer bits: of logits the divergence of the "
-    "probabilities in nats, of others the squared difference over the square. Nodes are named by their PyTorch modules; fp32 marks those that the accepted "
-    "graph keeps in float32."
+    "probabilities in nats, of others the squared difference over the square. Nodes are named by their PyTorch "
+    "modules; fp32 marks those that the accepted graph keeps in float32."
 )
 
 
