@@ -84,14 +84,17 @@ def _static() -> Int8StaticConfig:
 
 def _parts(state: State) -> dict[str, _Part]:
     """Quantized graphs by precision: those of the variants, each kind of int8 under a name of its own."""
+    named = [
+        (_precision(variant, graph, index), _Part(variant.name, graph))
+        for variant in state.variants
+        if variant.status != "failed" and variant.precision in _QUANTIZED
+        for index, graph in enumerate((variant.graph, *variant.alternatives))
+    ]
     found: dict[str, _Part] = {}
-    for variant in state.variants:
-        if variant.status == "failed" or variant.precision not in _QUANTIZED:
-            continue
-        for index, graph in enumerate((variant.graph, *variant.alternatives)):
-            # Where there is nothing to tame, taming changes nothing.
-            if not any(_is_same(graph, part.graph) for part in found.values()):
-                found[_precision(variant, graph, index)] = _Part(variant.name, graph)
+    for name, part in sorted(named, key=lambda entry: len(entry[0])):  # int8 before int8-tamed
+        # Where there is nothing to tame, taming changes nothing.
+        if not any(_is_same(part.graph, known.graph) for known in found.values()):
+            found[name] = part
     return found
 
 
