@@ -126,8 +126,8 @@ def perplexity_in_pytorch(folder: Path, tokens: Sequence[int]) -> float:
 
 
 def _read(path: Path) -> str:
+    from onnxpress.runtime.data.lines import read_text
     from onnxpress.runtime.errors import InvalidInputError
-    from onnxpress.runtime.evaluation.rows import read_text
 
     try:
         return read_text(path, "text")

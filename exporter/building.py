@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxpress.exporter import decoder_precisions
+from onnxpress.exporter import decoder_precisions, encoder_precisions
 from onnxpress.exporter.config import Thresholds
 from onnxpress.exporter.onnx_file.folder import weight_files
 from onnxpress.exporter.quiet import quiet
@@ -196,10 +196,9 @@ def _convert_one(state: State, precision: str) -> tuple[tuple[Graph, ...], bool]
     key = _source_key(state) | {"target": state.config.target, "machine": describe_machine().key()}
     if state.task == "text-generation":
         depends_on, make = decoder_precisions.maker(state, precision)
-        key |= depends_on
     else:
-        make = {"fp16": _make_fp16, "int8": _make_int8}[precision]
-    folder, data, found = state.cache.get(precision, key, lambda folder: make(state, folder))
+        depends_on, make = encoder_precisions.maker(state, precision, real_cases(state))
+    folder, data, found = state.cache.get(precision, key | depends_on, lambda folder: make(state, folder))
     session = state.fused.session
     if precision == "fp16":
         session = dataclasses.replace(session, disabled_optimizers=(*session.disabled_optimizers, _CRASHES_ON_FP16))
@@ -207,44 +206,12 @@ def _convert_one(state: State, precision: str) -> tuple[tuple[Graph, ...], bool]
         Graph(
             path=folder / entry["path"],
             session=session,
-            passes=(*state.fused.passes, decode(PassReport, entry["report"])),
+            passes=(*state.fused.passes, *(decode(PassReport, report) for report in entry["reports"])),
             candidates=tuple(data["candidates"]),
         )
         for entry in data["graphs"]
     )
     return graphs, found
-
-
-def _make_fp16(state: State, folder: Path) -> dict[str, Any]:
-    from onnxpress.quantize.fp16 import convert_fp16
-
-    assert state.fused is not None
-    with quiet(state.verbose):
-        report = convert_fp16(state.fused.path, folder / "model.onnx", [case.feeds for case in state.cases])
-    return {"graphs": [{"path": "model.onnx", "report": dataclasses.asdict(report)}], "candidates": []}
-
-
-def _make_int8(state: State, folder: Path) -> dict[str, Any]:
-    """Every way of quantizing that suits this processor, the fastest first."""
-    from onnxpress.exporter.fusion import time_forms
-    from onnxpress.quantize.int8_dynamic import candidates, quantize_int8_dynamic
-
-    assert state.fused is not None
-    made = []
-    feeds = [case.feeds for case in real_cases(state)]
-    with quiet(state.verbose):
-        for index, config in enumerate(candidates(describe_machine().has_int8_dot_product)):
-            place = folder / str(index)
-            place.mkdir()
-            made.append((config, quantize_int8_dynamic(state.fused.path, place / "model.onnx", config, feeds)))
-        state.progress("convert", f"timing {len(made)} kinds of int8", None)
-        graphs = [(folder / str(index) / "model.onnx", state.fused.session) for index in range(len(made))]
-        times = time_forms(graphs, real_cases(state), _TIMING_SECONDS / 2)
-    order = sorted(range(len(made)), key=lambda index: times[index])
-    return {
-        "graphs": [{"path": f"{index}/model.onnx", "report": dataclasses.asdict(made[index][1])} for index in order],
-        "candidates": [{"name": made[index][0].label, "milliseconds": times[index]} for index in order],
-    }
 
 
 def _fp32_bound(state: State) -> float:

@@ -1,12 +1,13 @@
-"""Texts that weights of few bits are rounded on: read from files, and cut into inputs of a decoder's graph.
+"""What is calibrated on: texts that were given, those of the evaluation, or random tokens; and what a graph reads of
+them.
 
-What is done with them is in quantize/gptq.py.
+How files are read is in calibration_files.py. What is done with the inputs is in quantize/.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -14,64 +15,108 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 import onnx
+import tokenizers
 
-from onnxpress.runtime.errors import InvalidInputError
-from onnxpress.runtime.evaluation.rows import read_text
+from onnxpress.exporter import encoder_feeds as feeds
+from onnxpress.exporter.synthetic import synthetic_rows
 from onnxpress.runtime.generation.perplexity import encode_whole
-from onnxpress.runtime.tables import read_texts
+from onnxpress.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    import tokenizers
+    from onnxpress.exporter.state import State
+    from onnxpress.runtime.encoder import Feeds
+    from onnxpress.runtime.evaluation import Evaluation
 
+SYNTHETIC = "synthetic"
+"""What is given in place of files to calibrate on random tokens."""
+ENCODER_SAMPLES = 256
+"""Texts at most unless another number is given: ranges of activations hardly change with more."""
+DECODER_SAMPLES = 2048
+"""The same of decoders, of whose tokens `TOKENS` are used."""
 TOKENS = 32768
-"""Taken of the texts at most; of a small model, half as many do as well."""
+"""Taken of a decoder's texts at most; of a small model, half as many do as well."""
+ALWAYS = ("int8-static", "mixed")
+"""Precisions of encoders that cannot be made without calibration."""
 _WINDOW = 512
-_FORMS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl"}
-_COLUMN = "text"
+_SEED = 20_261_125
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """What was given to calibrate on."""
 
-    texts: tuple[str, ...]
+    inputs: tuple[tuple[str, ...], ...]
+    """Each a text, or two that a model reads together; none: random tokens."""
     files: tuple[str, ...]
     """Names, without folders."""
     sha256: str
     """Of the texts."""
+    rows: int
+    """How many texts there were; more than `inputs` where a sample was drawn."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts."""
+        return tuple(text for item in self.inputs for text in item)
 
 
-def read_calibration(paths: Sequence[Path]) -> Calibration:
-    """Read files: JSONL, CSV and TSV give a text for each row (the key or column `text`), any other is one text.
+def uses_calibration(state: State, precision: str) -> bool:
+    """Whether a variant is calibrated: always, or only if something was given to do so."""
+    if state.task == "text-generation":
+        return precision == "int4" and state.calibration is not None
+    return precision in ALWAYS or (precision == "int8" and state.calibration is not None)
 
-    Raises:
-        InvalidInputError: a file cannot be read, or there is no text in it; the sentence says which.
+
+def encoder_feeds(state: State, evaluation: Evaluation | None = None) -> tuple[list[Feeds], dict[str, Any]]:
+    """Inputs of an encoder's graph to calibrate on, the same at every call, and what report.json says of them.
+
+    Texts that were given with the option `calibration` come first, then those of the evaluation, then random tokens.
+    The facts are JSON data that stand for the inputs in the key of a cache, too.
+
+    Args:
+        state: after the step that loads.
+        evaluation: takes the place of the state's own.
     """
-    texts = tuple(text for path in paths for text in _texts(path))
-    digest = hashlib.sha256()
-    for text in texts:
-        encoded = text.encode()
-        digest.update(len(encoded).to_bytes(8, "big") + encoded)
-    return Calibration(texts, tuple(path.name for path in paths), digest.hexdigest())
-
-
-def _texts(path: Path) -> list[str]:
-    form = _FORMS.get(path.suffix.lower())
-    if form is None:
-        found = [read_text(path, "calibration")]
+    assert state.facts is not None
+    settings, given = state.facts.settings, state.calibration
+    tokenizer = Tokenizer(state.folder / settings.tokenizer.file, settings.tokenizer)
+    count = state.config.calibration_samples or ENCODER_SAMPLES
+    evaluation = evaluation or state.evaluation
+    facts: dict[str, Any] = {"source": "files", "files": [], "sha256": None}
+    if given is not None and given.inputs:
+        rows, chosen = given.rows, given.inputs
+        facts |= {"files": list(given.files), "sha256": given.sha256}
+    elif given is None and evaluation is not None:
+        inputs = [item for example in evaluation.examples for item in example.inputs]
+        rows, chosen = len(inputs), tuple(random.Random(_SEED).sample(inputs, min(count, len(inputs))))
+        facts |= {"source": "evaluation", "files": list(evaluation.files), "sha256": evaluation.sha256}
     else:
-        try:
-            lines = path.read_bytes().splitlines(keepends=True)
-        except OSError as error:
-            raise InvalidInputError(f"the calibration file {path} cannot be read: {error.strerror}") from error
-        found = []
-        for line in read_texts(lines, form, _COLUMN):
-            if line.text is None:
-                raise InvalidInputError(f"{path}, line {line.number}: {line.error}")
-            found.append(line.text)
-    if not any(text.strip() for text in found):
-        raise InvalidInputError(f"the calibration file {path} has no text in it; give some 30,000 tokens of text")
-    return found
+        rows, chosen = 0, ()
+        facts["source"] = SYNTHETIC
+    if chosen:
+        sequences = feeds.encode(chosen, tokenizer, settings)
+    else:
+        sequences = feeds.synthesize(count, tokenizer, settings)
+    if state.config.calibration_samples is None:
+        sequences = feeds.within(sequences)
+    facts |= {"samples": len(sequences), "rows": rows or len(sequences), "tokens": sum(map(len, sequences))}
+    return feeds.batches(sequences, state.facts.inputs, settings), facts
+
+
+def decoder_rows(state: State, calibration: Calibration) -> tuple[list[list[int]], dict[str, Any]]:
+    """Token ids that a decoder is calibrated on, and what report.json says of them."""
+    assert state.facts is not None
+    settings = state.facts.settings.tokenizer
+    context = settings.max_length
+    tokenizer = tokenizers.Tokenizer.from_file(str(state.folder / settings.file))
+    if calibration.inputs:
+        rows = calibration_rows(calibration.texts, tokenizer, context)
+        facts: dict[str, Any] = {"source": "files", "files": list(calibration.files), "sha256": calibration.sha256}
+        facts |= {"samples": len(calibration.inputs), "rows": calibration.rows}
+    else:
+        rows = synthetic_rows(tokenizer, min(_WINDOW, context), TOKENS)
+        facts = {"source": SYNTHETIC, "files": [], "sha256": None, "samples": len(rows), "rows": len(rows)}
+    return rows, facts | {"tokens": sum(map(len, rows))}
 
 
 def calibration_rows(texts: Sequence[str], tokenizer: tokenizers.Tokenizer, context: int) -> list[list[int]]:

@@ -17,7 +17,7 @@ _SHORTEST = 0  # latency is judged at the shortest length measured: one short re
 def choose(state: State) -> State:
     """Mark the default variant. Variants that are not verified on their target are never chosen."""
     passed = [variant for variant in state.variants if variant.status == "passed"]
-    # The gate judges by all examples; what the search found not to hold on a half of them is not what was asked for.
+    # The gate judges by all examples; what the search found not to hold on a part of them is not what was asked for.
     able = [variant for variant in passed if variant.name not in state.rejected] or passed
     scores = {variant.name: _score(state, variant) for variant in able}
     best = max(able, key=lambda variant: scores[variant.name])
@@ -32,7 +32,7 @@ def _score(state: State, variant: VariantState) -> float:
     if state.config.objective in ("size", "memory"):
         return -float(bundling.variant_size_bytes(state, variant.name))
     if measured is None:
-        return {"int4": 3.0, "int8": 2.0, "mixed": 1.5, "fp32": 1.0}.get(variant.precision, 0.0)
+        return {"int4": 3.0, "int8": 2.0, "int8-static": 1.9, "mixed": 1.5, "fp32": 1.0}.get(variant.precision, 0.0)
     if state.task == "text-generation":
         return _tokens_per_second(measured, alone=state.config.objective == "latency")
     if state.config.objective == "latency":

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
+from onnxpress.quantize.embedding_tables import EmbeddingConfig
+from onnxpress.quantize.migration import MigrationConfig
+from onnxpress.quantize.ranges import METHODS
 from onnxpress.quantize.weight_only import WeightOnlyConfig
+from onnxpress.runtime import hardware
+from onnxpress.runtime.data.options import DataOptions
 from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.hardware import Hardware
+from onnxpress.runtime.machine import compute_capability, describe_machine
 
 Target = Literal["cpu", "cuda", "tensorrt"]
 Objective = Literal["throughput", "latency", "size", "memory"]
 Measure = Literal["quick", "full", "none"]
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-static", "int4")
 
 # Dynamic int8 needs DynamicQuantizeLinear, for which onnxruntime has a CPU kernel only; for bfloat16 it has hardly any
 # there.
 PRECISIONS_OF_TARGET: dict[str, tuple[str, ...]] = {
-    "cpu": ("fp32", "fp16", "int8", "int4"),
+    "cpu": ("fp32", "fp16", "int8", "int8-static", "int4"),
     "cuda": ("fp32", "fp16", "bf16"),
     "tensorrt": ("fp32", "fp16"),
 }
@@ -27,9 +34,21 @@ PRECISIONS_OF_TARGET: dict[str, tuple[str, ...]] = {
 
 # 8 and 4 bits of a decoder are those of its weights alone.
 _PRECISIONS_OF_DECODERS = ("fp32", "fp16", "bf16", "int8", "int4")
-_PRECISIONS_OF_ENCODERS = ("fp32", "fp16", "int8")
+# Those of an encoder's int4, too.
+_PRECISIONS_OF_ENCODERS = ("fp32", "fp16", "bf16", "int8", "int8-static", "int4")
+_DEFAULTS_OF_ENCODERS = ("fp32", "fp16", "int8")
+
+_CALIBRATED_OF_DECODERS = ("int4",)
+_CALIBRATED_OF_ENCODERS = ("int8", "int8-static")
 
 _WEIGHT_ONLY = ("block_size", "symmetric", "accuracy_level", "head_bits")
+_OF_STATIC = ("calibration_method", "migration")
+_OF_TABLES = ("embedding_bits",)
+_OPTIONS_OF: dict[bool, dict[tuple[str, ...], tuple[str, ...]]] = {
+    True: {_WEIGHT_ONLY: PRECISIONS, _OF_STATIC: (), _OF_TABLES: ()},
+    False: {_WEIGHT_ONLY: ("int4",), _OF_STATIC: ("int8-static",), _OF_TABLES: ("int8", "int8-static")},
+}
+"""Options, and the variants that heed them; of decoders, and of encoders."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,18 +93,39 @@ class ExportConfig:
     task: str | None = None
     """What the model is for, such as feature-extraction; inferred from the model when None."""
     variants: tuple[str, ...] | None = None
-    """Precisions to make; None: every one that the target runs and the task has (`PRECISIONS_OF_TARGET`)."""
+    """Precisions to make; None: every one that the target, and a GPU of it that is here, runs and the task has."""
     target: Target = "cpu"
     """Where the bundle will run."""
     evaluation: tuple[Path, ...] | None = None
-    """Files of scored examples (TSV, CSV or JSONL); all their rows together are evaluated."""
-    calibration: tuple[Path, ...] | None = None
-    """Texts that the 4-bit weights of a decoder are rounded on; None: each weight is rounded by itself."""
+    """Files of scored examples, folders of texts or datasets (docs/evaluation.md); all their rows together are
+    evaluated."""
+    evaluation_columns: Mapping[str, str] | None = None
+    """The task's name of a column: its name in the files. Those left out are found by their usual names."""
+    evaluation_labels: Mapping[str, str] | None = None
+    """A label as the files have it: the model's name of it."""
+    evaluation_split: str | None = None
+    """Of a dataset with several; None: validation, else test, else train."""
+    evaluation_samples: int | None = None
+    """Examples at most, drawn evenly from all; None: 20,000."""
+    calibration: tuple[Path, ...] | Literal["synthetic"] | None = None
+    """Texts that activations are calibrated and the 4-bit weights of a decoder are rounded on, or random tokens. None:
+    for encoders the evaluation's texts, else random tokens; for decoders nothing, each weight is rounded by itself."""
+    calibration_columns: Mapping[str, str] | None = None
+    """As `evaluation_columns`, of `text` and `text_pair`."""
+    calibration_samples: int | None = None
+    """Texts at most, drawn evenly from all; None: 256, of decoders 2,048."""
     block_size: int | None = None
-    """Of a decoder's int8 and int4: as `WeightOnlyConfig` has it, like the next three."""
+    """Of a decoder's int8 and int4, and an encoder's int4: as `WeightOnlyConfig` has it, like the next three."""
     symmetric: bool | None = None
     accuracy_level: int | None = None
     head_bits: int | None = None
+    calibration_method: Literal["minmax", "percentile", "entropy"] | None = None
+    """How int8-static finds the range of an activation; None: by minmax and by percentile, and the better is taken."""
+    migration: float | Literal["off"] | None = None
+    """How far int8-static moves scales from activations to weights, from 0 to 1; None: with and without, and the better
+    is taken."""
+    embedding_bits: Literal[4, 8] | None = None
+    """Of the embedding tables in int8 and int8-static of an encoder; None: they stay in float32."""
     objective: Objective = "throughput"
     """What the default variant is chosen by, among those that hold the accuracy."""
     max_accuracy_drop: float | None = None
@@ -127,6 +167,14 @@ class ExportConfig:
         if self.variants is not None and not self.variants:
             raise InvalidInputError("variants is empty; give at least one of " + ", ".join(PRECISIONS))
         self.weight_only(4)
+        if self.calibration_method is not None:
+            _one_of("calibration method", self.calibration_method, METHODS)
+        if self.migration is not None and self.migration != "off":
+            MigrationConfig(self.migration)
+        if self.embedding_bits is not None:
+            EmbeddingConfig(bits=self.embedding_bits)
+        self.evaluation_data()
+        self.calibration_data()
         if self.max_accuracy_drop is not None and not 0 <= self.max_accuracy_drop <= 100:
             raise InvalidInputError(f"max_accuracy_drop is {self.max_accuracy_drop}; give points from 0 to 100")
         if self.min_metric is not None and not math.isfinite(self.min_metric):
@@ -143,7 +191,25 @@ class ExportConfig:
             InvalidInputError: a value that is not allowed.
         """
         given = {name: value for name in _WEIGHT_ONLY if (value := getattr(self, name)) is not None}
+        given.setdefault("accuracy_level", hardware.accuracy_level(describe_machine()))
         return WeightOnlyConfig(bits=bits, **given)
+
+    def evaluation_data(self) -> DataOptions:
+        """How evaluation data is read.
+
+        Raises:
+            InvalidInputError: a value that is not allowed.
+        """
+        given = (self.evaluation_columns or {}, self.evaluation_labels or {})
+        return DataOptions(*given, self.evaluation_split, self.evaluation_samples)
+
+    def calibration_data(self) -> DataOptions:
+        """How calibration data is read.
+
+        Raises:
+            InvalidInputError: a value that is not allowed.
+        """
+        return DataOptions(columns=self.calibration_columns or {}, samples=self.calibration_samples)
 
     def check_task(self, task: str) -> None:
         """Refuse what is not there for a task.
@@ -152,13 +218,19 @@ class ExportConfig:
             InvalidInputError: a variant or an option; the sentence names it.
         """
         variants = self.effective_variants(task)
-        given = [name for name in ("calibration", *_WEIGHT_ONLY) if getattr(self, name) is not None]
-        if task != "text-generation" and given:
+        for names, precisions in _OPTIONS_OF[task == "text-generation"].items():
+            given = [name for name in names if getattr(self, name) is not None]
+            if given and not set(precisions) & set(variants):
+                of = " or ".join(precisions) or "encoders"
+                raise InvalidInputError(
+                    f"{given[0]} is for {of}; the variants of this model, for {task}, are {', '.join(variants)}: leave "
+                    "it out"
+                )
+        users = _CALIBRATED_OF_DECODERS if task == "text-generation" else _CALIBRATED_OF_ENCODERS
+        if self.calibration and not set(users) & set(variants):
             raise InvalidInputError(
-                f"{given[0]} is for decoders, whose weights alone are quantized; this model is for {task}: leave it out"
+                f"calibration is for {' and '.join(users)}, not for the variants asked for: {', '.join(variants)}"
             )
-        if self.calibration and "int4" not in variants:
-            raise InvalidInputError(f"calibration is for int4, which is not among the variants: {', '.join(variants)}")
 
     def effective_variants(self, task: str) -> tuple[str, ...]:
         """The precisions to make for a task, in the order of `PRECISIONS`, each once.
@@ -170,10 +242,21 @@ class ExportConfig:
         for name in self.variants or ():
             if name not in able:
                 raise InvalidInputError(f"variant {name!r} is not made for {task}; it takes: {', '.join(able)}")
-        asked = self.variants or PRECISIONS_OF_TARGET[self.target]
-        if self.variants is None and task == "text-generation" and self.target == "cpu":
-            asked = tuple(name for name in asked if name != "fp16")  # no faster than fp32 there; int8 is smaller
+        asked = self.variants or hardware.offered(self.hardware_for(task), self.default_precisions(task))
         return tuple(name for name in PRECISIONS if name in asked and name in able)
+
+    def default_precisions(self, task: str) -> tuple[str, ...]:
+        """The precisions that are made for a task unless others are asked for, before the hardware is looked at."""
+        usual = _PRECISIONS_OF_DECODERS if task == "text-generation" else _DEFAULTS_OF_ENCODERS
+        names = tuple(name for name in PRECISIONS_OF_TARGET[self.target] if name in usual)
+        if task == "text-generation" and self.target == "cpu":
+            return tuple(name for name in names if name != "fp16")  # no faster than fp32 there; int8 is smaller
+        return names
+
+    def hardware_for(self, task: str) -> Hardware:
+        """What decides what was not asked for: this machine, and its GPU where that is the target."""
+        capability = None if self.target == "cpu" else compute_capability()
+        return Hardware(describe_machine(), self.target, task == "text-generation", capability)
 
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:

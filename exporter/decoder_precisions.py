@@ -7,11 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import tokenizers
-
-from onnxpress.exporter.calibration import Calibration, PrefillFeeds, calibration_rows
+from onnxpress.exporter.calibration import SYNTHETIC, Calibration, PrefillFeeds, decoder_rows
 from onnxpress.exporter.quiet import quiet
-from onnxpress.exporter.state import TOKENIZER_FILE, State
+from onnxpress.exporter.state import State
 from onnxpress.quantize.graphs import PassReport
 from onnxpress.quantize.weight_only import WeightOnlyConfig, quantize_weights
 from onnxpress.runtime.generation.replay import rows_of
@@ -64,21 +62,14 @@ def _weight_only(config: WeightOnlyConfig, calibration: Calibration | None) -> M
         with quiet(state.verbose):
             if calibration is None:
                 return _made(quantize_weights(state.fused.path, folder / "model.onnx", config))
-            rows = _rows(state, calibration)
+            rows, facts = decoder_rows(state, calibration)
             feeds = PrefillFeeds(state.fused.path, rows)
             report = quantize_weights(state.fused.path, folder / "model.onnx", config, feeds)
-        tokens = sum(map(len, rows))
-        return _made(dataclasses.replace(report, summary=f"{report.summary} on {tokens:,} tokens of calibration text"))
+        what = "random tokens" if facts["source"] == SYNTHETIC else "tokens of calibration text"
+        return _made(dataclasses.replace(report, summary=f"{report.summary} on {facts['tokens']:,} {what}"))
 
     return make
 
 
 def _made(report: PassReport) -> dict[str, Any]:
-    return {"graphs": [{"path": "model.onnx", "report": dataclasses.asdict(report)}], "candidates": []}
-
-
-def _rows(state: State, calibration: Calibration) -> list[list[int]]:
-    """Token ids of the calibration texts."""
-    assert state.facts is not None
-    tokenizer = tokenizers.Tokenizer.from_file(str(state.folder / TOKENIZER_FILE))
-    return calibration_rows(calibration.texts, tokenizer, state.facts.settings.tokenizer.max_length)
+    return {"graphs": [{"path": "model.onnx", "reports": [dataclasses.asdict(report)]}], "candidates": []}

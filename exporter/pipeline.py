@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxpress.exporter import benchmark, building, bundling, choosing, gate, reporting
-from onnxpress.exporter.calibration import read_calibration
+from onnxpress.exporter.calibration import SYNTHETIC, Calibration
+from onnxpress.exporter.calibration_files import read_calibration
 from onnxpress.exporter.config import ExportConfig, ProgressHook
 from onnxpress.exporter.labels import label_settings
 from onnxpress.exporter.refusals import refuse_unexportable
@@ -116,8 +117,7 @@ def _export(model: str, output: Path, config: ExportConfig, progress: ProgressHo
     config.check_task(task)
     if source.onnx is None:
         refuse_unexportable(str(source.config.get("model_type")), source.name, task)
-    evaluation = _read_evaluation(config, task, source)
-    calibration = read_calibration(config.calibration) if config.calibration else None
+    evaluation, calibration = _read_data(config, task, source)
     with staging_folder(output, config.force) as folder, open_cache(config.cache) as cache:
         state = State(
             config=config,
@@ -143,15 +143,23 @@ def _export(model: str, output: Path, config: ExportConfig, progress: ProgressHo
     return ExportResult(output, manifest, state.report)
 
 
-def _read_evaluation(config: ExportConfig, task: str, source: Source) -> Evaluation | None:
+def _read_data(config: ExportConfig, task: str, source: Source) -> tuple[Evaluation | None, Calibration | None]:
+    """What was given to evaluate and to calibrate on."""
     labels = label_settings(task, source)  # also refuses labels that do not fit the task, before anything is loaded
-    if not config.evaluation:
-        if config.min_metric is not None:
-            raise InvalidInputError("min_metric needs labelled examples to measure it on; give evaluation files, too")
-        return None
-    if labels is None:
-        return read_evaluation(config.evaluation, task)
-    return read_evaluation(config.evaluation, task, labels.names, labels.function)
+    names, function = ((), "softmax") if labels is None else (labels.names, labels.function)
+    evaluation = calibration = None
+    for name in ("evaluation_columns", "evaluation_labels", "evaluation_split", "evaluation_samples"):
+        if getattr(config, name) is not None and not config.evaluation:
+            raise InvalidInputError(f"{name} says how evaluation data is read, but there is none; give some (--eval)")
+    if config.calibration_columns is not None and config.calibration in (None, (), SYNTHETIC):
+        raise InvalidInputError("calibration_columns says how files are read, but calibration names none")
+    if config.min_metric is not None and not config.evaluation:
+        raise InvalidInputError("min_metric needs labelled examples to measure it on; give evaluation files, too")
+    if config.evaluation:
+        evaluation = read_evaluation(config.evaluation, task, names, function, config.evaluation_data())
+    if config.calibration:
+        calibration = read_calibration(config.calibration, task, config.calibration_data(), names, function)
+    return evaluation, calibration
 
 
 def _timed(name: str, step: Callable[[State], State], state: State) -> State:

@@ -9,9 +9,11 @@ from typing import Any
 import onnxpress
 from onnxpress.exporter import bundling
 from onnxpress.exporter.benchmark import baseline_name
+from onnxpress.exporter.calibration import decoder_rows, encoder_feeds, uses_calibration
 from onnxpress.exporter.gate import allowed_drop
 from onnxpress.exporter.page import render_report
 from onnxpress.exporter.state import State, VariantState
+from onnxpress.runtime import hardware
 from onnxpress.runtime.evaluation import Interval
 from onnxpress.runtime.machine import describe_machine, versions
 from onnxpress.runtime.manifest import TaskSettings
@@ -51,6 +53,7 @@ def build_report(state: State) -> dict[str, Any]:
         "max_accuracy_drop": allowed_drop(config),
         "min_metric": config.min_metric,
         "machine": dataclasses.asdict(describe_machine()) | {"threads": state.threads},
+        "hardware": _hardware(state),
         "versions": versions(),
         "evaluation": _evaluation(state),
         "calibration": _calibration(state),
@@ -61,6 +64,20 @@ def build_report(state: State) -> dict[str, Any]:
         "variants": [_variant(state, variant) for variant in state.variants],
         "default": {"variant": state.default, "reason": state.default_reason},
         "steps": list(state.timings),
+    }
+
+
+def _hardware(state: State) -> dict[str, Any]:
+    """What the hardware of this machine decided; what was asked for is not among it."""
+    config = state.config
+    here, made = config.hardware_for(state.task), [variant.precision for variant in state.variants]
+    decisions = hardware.decide(here, config.default_precisions(state.task), made)
+    asked = {hardware.VARIANTS: config.variants, hardware.ACCURACY_LEVEL: config.accuracy_level}
+    return {
+        "features": list(here.machine.cpu_features),
+        "int8_dot_product": hardware.int8_dot_product(here.machine),
+        "cuda_compute_capability": here.capability,
+        "decisions": [dataclasses.asdict(entry) for entry in decisions if asked.get(entry.name) is None],
     }
 
 
@@ -84,13 +101,18 @@ def _evaluation(state: State) -> dict[str, Any] | None:
         "files": list(state.evaluation.files),
         "sha256": state.evaluation.sha256,
         "samples": len(state.evaluation.examples),
+        "rows": state.evaluation.rows,
     }
 
 
 def _calibration(state: State) -> dict[str, Any] | None:
-    if state.calibration is None:
+    """What the variants of the bundle were calibrated on, if any was."""
+    if not any(uses_calibration(state, variant.precision) for variant in state.variants):
         return None
-    return {"files": list(state.calibration.files), "sha256": state.calibration.sha256}
+    if state.task != "text-generation":
+        return encoder_feeds(state)[1]
+    assert state.calibration is not None
+    return decoder_rows(state, state.calibration)[1]
 
 
 def _baseline(state: State) -> dict[str, Any] | None:

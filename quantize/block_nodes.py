@@ -7,7 +7,6 @@ weight that both read is two tensors at one place of the file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import onnx_ir
 
 
+MODULE_KEY = "onnxpress.module"
+"""Node metadata: the PyTorch module a node was traced from."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PassReport:
     """What a pass did to a graph."""
@@ -75,6 +79,11 @@ def check_structure(path: Path) -> None:
 def count_ops(model: onnx.ModelProto) -> Counter[str]:
     """How many nodes of each operator the main graph has."""
     return Counter(node.op_type for node in model.graph.node)
+
+
+def module_of(node: onnx.NodeProto) -> str | None:
+    """The PyTorch module a node was traced from, if it says so: nodes that passes have made do not."""
+    return next((entry.value for entry in node.metadata_props if entry.key == MODULE_KEY), None)
 
 
 def drop_initializer_shapes(model: onnx.ModelProto) -> None:

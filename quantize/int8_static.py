@@ -34,10 +34,11 @@ from onnxpress.quantize.graphs import (
     save_graph,
 )
 from onnxpress.quantize.migration import MigrationConfig, migrate_scales
-from onnxpress.quantize.ranges import Method, Range, find_ranges
+from onnxpress.quantize.ranges import METHODS, Method, Range, find_ranges
 from onnxpress.runtime.errors import InvalidInputError, UnsupportedModelError
+from onnxpress.runtime.hardware import int8_kinds, signed_activations
+from onnxpress.runtime.machine import Machine
 
-METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy")
 _OPSET = 13
 """The first one whose DequantizeLinear has a scale for each channel."""
 
@@ -91,14 +92,21 @@ class Int8StaticConfig:
 
 
 def candidates(
-    has_int8_dot_product: bool,
-    methods: Sequence[Method] = METHODS,
+    machine: Machine,
+    methods: Sequence[Method] = ("minmax", "percentile"),
     migrations: Sequence[MigrationConfig | None] = (None, MigrationConfig()),
 ) -> tuple[Int8StaticConfig, ...]:
-    """Settings worth comparing on a processor. Without 8-bit dot products, see int8_dynamic.py, signed weights must
-    stay within 7 bits; unsigned ones are slower."""
+    """Settings worth comparing on a processor. Which are best depends on the model more than on anything else: with
+    outliers that carry nothing, cutting them off; with outliers that matter, moving their scale to the weights."""
+    kind = int8_kinds(machine)[0]
     return tuple(
-        Int8StaticConfig(method, migration=migration, reduce_range=not has_int8_dot_product)
+        Int8StaticConfig(
+            method,
+            migration=migration,
+            signed=kind.signed,
+            reduce_range=kind.reduce_range,
+            signed_activations=signed_activations(machine),
+        )
         for migration in migrations
         for method in methods
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import onnx
@@ -22,6 +22,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 from onnxpress.quantize.activations import Feeds, observe
 
 Method = Literal["minmax", "percentile", "entropy"]
+METHODS: tuple[Method, ...] = get_args(Method)
 Range = tuple[np.float32, np.float32]
 
 # onnxruntime 1.32 takes 128 bins and 128 levels for entropy by default, which leaves one threshold to choose: the peak.

@@ -28,6 +28,20 @@ IntArray = npt.NDArray[np.int64]
 Feeds = dict[str, IntArray]
 
 
+class Encoded(Protocol):
+    """A sequence of tokens, such as a `tokenizers.Encoding`."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Token ids, special ones included."""
+
+    @property
+    def type_ids(self) -> list[int]:
+        """The segment of each token."""
+
+    def __len__(self) -> int: ...
+
+
 class Graph(Protocol):
     """What computes a batch."""
 
@@ -129,7 +143,8 @@ class Encoder:
 
         def run(batch: list[int]) -> list[FloatArray]:
             rows = {name: [values[index] for index in batch] for name, values in further.items()}
-            return self.graph.run(self._feeds([encodings[index] for index in batch], rows), len(batches) == 1)
+            feeds = pad([encodings[index] for index in batch], rows, self._axis_of, self._settings)
+            return self.graph.run(feeds, len(batches) == 1)
 
         results: list[dict[str, FloatArray]] = [{} for _ in encodings]
         for batch, outputs in zip(batches, self._workers.map(run, batches), strict=True):
@@ -158,30 +173,39 @@ class Encoder:
             return row[len(row) - sizes[axis] :]
         return row[: sizes[axis]]
 
-    def _feeds(self, encodings: Sequence[tokenizers.Encoding], further: Mapping[str, Sequence[Sequence[int]]]) -> Feeds:
-        """Padded graph inputs, each [batch, longest]."""
-        lengths = [len(encoding) for encoding in encodings]
-        shape = (len(encodings), max(1, *lengths))
-        fill = {"input_ids": self._settings.pad_id, "token_type_ids": self._settings.pad_type_id}
-        feeds = {
-            name: np.full(shape, fill.get(name, 0), np.int64)
-            for name, axis in self._axis_of.items()
-            if axis == "sequence"
-        }
-        starts = [shape[1] - length if self._settings.padding_side == "left" else 0 for length in lengths]
-        for row, (encoding, start, length) in enumerate(zip(encodings, starts, lengths, strict=True)):
-            span = slice(start, start + length)
-            feeds["input_ids"][row, span] = encoding.ids
-            feeds["attention_mask"][row, span] = 1
-            if "token_type_ids" in feeds:
-                feeds["token_type_ids"][row, span] = encoding.type_ids
-            for name, values in further.items():
-                if self._axis_of[name] == "sequence":
-                    feeds[name][row, span] = values[row]
+
+def pad(
+    encodings: Sequence[Encoded],
+    further: Mapping[str, Sequence[Sequence[int]]],
+    axis_of: Mapping[str, str],
+    settings: TokenizerSettings,
+) -> Feeds:
+    """Graph inputs for a batch, each [batch, longest]; `further` ones as `Encoder.run` has them.
+
+    Args:
+        encodings: the batch, at least one.
+        further: inputs by name beside the usual three.
+        axis_of: second axis of each of the graph's inputs.
+        settings: how to pad.
+    """
+    lengths = [len(encoding) for encoding in encodings]
+    shape = (len(encodings), max(1, *lengths))
+    fill = {"input_ids": settings.pad_id, "token_type_ids": settings.pad_type_id}
+    feeds = {name: np.full(shape, fill.get(name, 0), np.int64) for name, axis in axis_of.items() if axis == "sequence"}
+    starts = [shape[1] - length if settings.padding_side == "left" else 0 for length in lengths]
+    for row, (encoding, start, length) in enumerate(zip(encodings, starts, lengths, strict=True)):
+        span = slice(start, start + length)
+        feeds["input_ids"][row, span] = encoding.ids
+        feeds["attention_mask"][row, span] = 1
+        if "token_type_ids" in feeds:
+            feeds["token_type_ids"][row, span] = encoding.type_ids
         for name, values in further.items():
-            if self._axis_of[name] != "sequence":
-                feeds[name] = _positions(values, starts)
-        return feeds
+            if axis_of[name] == "sequence":
+                feeds[name][row, span] = values[row]
+    for name, values in further.items():
+        if axis_of[name] != "sequence":
+            feeds[name] = _positions(values, starts)
+    return feeds
 
 
 def _positions(rows: Sequence[Sequence[int]], starts: Sequence[int]) -> IntArray:

@@ -83,8 +83,8 @@ def train_tiny(folder: Path, *, steps: int = 200, seed: int = 0) -> Classifier:
 
 
 def _letters(source: random.Random, count: int) -> tuple[list[str], list[int]]:
-    """Texts of letters, and 1 where more of them are of the second half of the alphabet: one or three more, as near to a
-    tie as it gets."""
+    """Texts of letters, and 1 where more of them are of the second half of the alphabet: one or three more, as near to
+    a tie as it gets."""
     texts, labels = [], []
     for _ in range(count):
         label, fewer, ahead = source.randint(0, 1), source.randint(1, 22), source.choice((1, 3))

@@ -193,6 +193,18 @@ def full_report() -> Report:
             "python": "3.11.7",
             "gpu": None,
         },
+        "hardware": {
+            "features": ["avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"],
+            "int8_dot_product": "AVX-512 VNNI",
+            "cuda_compute_capability": None,
+            "decisions": [
+                {
+                    "name": "weights of int8",
+                    "choice": "signed, 8 bits",
+                    "reason": "AVX-512 VNNI sums 8-bit products in 32 bits.",
+                }
+            ],
+        },
         "versions": {
             "onnxpress": "0.1.0",
             "onnxruntime": "1.32.0",
@@ -208,8 +220,16 @@ def full_report() -> Report:
             "files": ["sentence_pairs.tsv"],
             "sha256": "0f4b5c7d9a3e1f2b6c8d0e9f7a5b3c1d2e4f6a8b0c9d7e5f3a1b2c4d6e8f0a9b",
             "samples": 300,
+            "rows": 300,
         },
-        "calibration": {"files": ["articles.txt"], "sha256": "1f" * 32},
+        "calibration": {
+            "source": "files",
+            "files": ["articles.txt"],
+            "sha256": "1f" * 32,
+            "samples": 256,
+            "rows": 4_100,
+            "tokens": 8_192,
+        },
         "measurement": {
             "mode": "quick",
             "rounds": 2,

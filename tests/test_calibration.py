@@ -14,7 +14,8 @@ import pytest
 import onnxpress
 from onnxpress.cli import main
 from onnxpress.exporter import ExportConfig, Thresholds, calibration
-from onnxpress.exporter.calibration import PrefillFeeds, calibration_rows, read_calibration
+from onnxpress.exporter.calibration import Calibration, PrefillFeeds, calibration_rows
+from onnxpress.exporter.calibration_files import read_calibration
 from onnxpress.quantize.graphs import load_graph
 from onnxpress.quantize.weight_only import WeightOnlyConfig
 from onnxpress.runtime.errors import InvalidInputError
@@ -28,12 +29,16 @@ TEXTS = ["the order was not sent", "where is my cat ?", "the parcel and the dog"
 THRESHOLDS = Thresholds(int4_rms=1.0)
 
 
+def read(paths: list[Path]) -> Calibration:
+    return read_calibration(paths, "text-generation")
+
+
 def test_every_row_of_a_table_and_every_plain_file_is_a_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo\n")
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     (tmp_path / "c.csv").write_text('id,text\n1,"a, b"\n')
     (tmp_path / "d.tsv").write_text("text\tid\nc\t1\n")
-    found = read_calibration([tmp_path / name for name in ("a.txt", "b.jsonl", "c.csv", "d.tsv")])
+    found = read([tmp_path / name for name in ("a.txt", "b.jsonl", "c.csv", "d.tsv")])
     assert found.texts == ("one\ntwo\n", *TEXTS, "a, b", "c")
     assert found.files == ("a.txt", "b.jsonl", "c.csv", "d.tsv")
 
@@ -43,9 +48,9 @@ def test_the_hash_is_of_the_texts_and_where_they_end(tmp_path: Path) -> None:
     for number, lines in enumerate((["a", "b"], ["ab"], ["b", "a"])):
         path = tmp_path / f"{number}.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        hashes.add(read_calibration([path]).sha256)
+        hashes.add(read([path]).sha256)
     assert len(hashes) == 3
-    assert read_calibration([tmp_path / "0.jsonl"]).sha256 in hashes
+    assert read([tmp_path / "0.jsonl"]).sha256 in hashes
 
 
 @pytest.mark.parametrize(
@@ -53,8 +58,16 @@ def test_the_hash_is_of_the_texts_and_where_they_end(tmp_path: Path) -> None:
     [
         ("a.txt", b" \n", "has no text in it"),
         ("a.jsonl", b"", "has no text in it"),
-        ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', r"a.jsonl, line 2: no text under the key 'text'"),
-        ("a.csv", b"id,body\n1,b\n", "no column 'text'"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"body": "b"}\n',
+            r"a.jsonl, line 2: expected an object with the keys text .*; there are: body",
+        ),
+        (
+            "a.csv",
+            b"id,body\n1,b\n",
+            r"a.csv, line 1: expected a header with text .* found 2 columns beginning with 'id'",
+        ),
         ("a.txt", b"a\n\xff\n", "a.txt, line 2: not UTF-8"),
         ("a.txt", None, "the calibration file .*a.txt cannot be read: No such file"),
         ("a.jsonl", None, "the calibration file .*a.jsonl cannot be read: No such file"),
@@ -64,7 +77,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, content:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidInputError, match=sentence):
-        read_calibration([tmp_path / name])
+        read([tmp_path / name])
 
 
 def test_windows_lie_evenly_over_all_texts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,14 +134,18 @@ def test_calibration_changes_int4_alone_and_the_report_says_how(model: Path, tex
         assert before.keys() == after.keys()
         assert all(np.array_equal(before[name], after[name]) for name in before) == same
     assert plain.report["calibration"] is None
+    tokens = make_tokenizer().backend_tokenizer.encode(text.read_text(), add_special_tokens=False).ids
     assert calibrated.report["calibration"] == {
+        "source": "files",
         "files": ["text.txt"],
-        "sha256": read_calibration([text]).sha256,
+        "sha256": read([text]).sha256,
+        "samples": 1,
+        "rows": 1,
+        "tokens": len(tokens),
     }
     summaries = [variant["passes"][-1]["summary"] for variant in calibrated.report["variants"]]
     assert summaries[0].endswith("rounded without data")
-    tokens = len(make_tokenizer().backend_tokenizer.encode(text.read_text(), add_special_tokens=False).ids)
-    assert summaries[1].endswith(f"rounded by GPTQ on {tokens} tokens of calibration text")
+    assert summaries[1].endswith(f"rounded by GPTQ on {len(tokens)} tokens of calibration text")
     assert "text.txt" in (calibrated.folder / "report.html").read_text()
 
 
@@ -187,9 +204,7 @@ def test_a_value_that_is_not_allowed_is_refused_at_once(options: dict[str, Any],
         ExportConfig(**options)
 
 
-@pytest.mark.parametrize(
-    "options", [{"calibration": (Path("a.txt"),)}, {"block_size": 32}, {"symmetric": False}, {"head_bits": 8}]
-)
+@pytest.mark.parametrize("options", [{"block_size": 32}, {"symmetric": False}, {"head_bits": 8}])
 def test_encoders_refuse_what_is_for_decoders(tiny_model: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     (name,) = options
     config = dataclasses.replace(ExportConfig(measure="none"), **options)
@@ -198,5 +213,5 @@ def test_encoders_refuse_what_is_for_decoders(tiny_model: Path, tmp_path: Path, 
 
 
 def test_calibration_without_a_variant_that_uses_it_is_refused(model: Path, text: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="calibration is for int4, which is not among the variants: fp32"):
+    with pytest.raises(InvalidInputError, match="calibration is for int4, not for the variants asked for: fp32"):
         press(model, tmp_path / "b", variants=("fp32",), calibration=(text,))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation import TASKS, read_evaluation
-from onnxpress.runtime.evaluation.feature_extraction import ScoredPair, read_scored_pairs
+from onnxpress.runtime.evaluation.feature_extraction import ScoredPair
 from onnxpress.runtime.evaluation.fill_mask import Gap
 from onnxpress.runtime.evaluation.question_answering import Question
 from onnxpress.runtime.evaluation.text_classification import LabelledText
@@ -32,8 +32,8 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
     return path
 
 
-def pairs(folder: Path, content: str | bytes, name: str = "pairs.tsv") -> list[ScoredPair]:
-    return read_scored_pairs(write(folder, name, content))
+def pairs(folder: Path, content: str | bytes, name: str = "pairs.tsv") -> list[Any]:
+    return list(read_evaluation([write(folder, name, content)], "feature-extraction").examples)
 
 
 def json_lines(*rows: object) -> str:
@@ -127,9 +127,9 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, name: str, content: str 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "has 0 pairs"),
-        ("score\tsentence1\tsentence2\n", "has 0 pairs"),
-        ("1\ta\tb\n", "has 1 pairs; a correlation needs at least 2"),
+        ("", "has no scored pairs"),
+        ("score\tsentence1\tsentence2\n", "has no scored pairs"),
+        ("1\ta\tb\n", "gives 1 pairs; a correlation needs at least 2"),
         ("1\ta\tb\n1.0\tc\td\n", "have the same score"),
     ],
 )
@@ -140,9 +140,7 @@ def test_too_little_to_correlate_is_refused(tmp_path: Path, content: str, messag
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"none\.tsv cannot be read: No such file"):
-        read_scored_pairs(tmp_path / "none.tsv")
-    with pytest.raises(InvalidInputError, match="cannot be read: Is a directory"):
-        read_scored_pairs(tmp_path)
+        read_evaluation([tmp_path / "none.tsv"], "feature-extraction")
 
 
 # Classification
@@ -629,7 +627,9 @@ def test_a_task_without_evaluation_and_no_files_are_refused(tmp_path: Path) -> N
         read_evaluation([], "fill-mask")
 
 
-@pytest.mark.parametrize(("content", "message"), [("", "less than two words"), ("word\n", "less than two words")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "no text of at least two words"), ("word\n", "no text of at least two words")]
+)
 def test_a_text_without_words_to_predict_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "text.txt").write_text(content)
     with pytest.raises(InvalidInputError, match=message):

@@ -15,6 +15,7 @@ from onnxpress.exporter.fusion import forms, write_form
 from onnxpress.quantize.graphs import count_ops, load_graph
 from onnxpress.quantize.int8_dynamic import Int8DynamicConfig, candidates, quantize_int8_dynamic
 from onnxpress.quantize.outliers import OutlierConfig, tame_outliers
+from onnxpress.runtime.machine import Machine
 from onnxpress.runtime.onnx_files import external_data_locations
 from onnxpress.runtime.verification import row_cosines
 from tests.graphs import Array, Feeds, Traced, add_weight, change_weight, copy_of, initializer, node, run_plain, write
@@ -22,6 +23,8 @@ from tests.graphs import Array, Feeds, Traced, add_weight, change_weight, copy_o
 SAFE = Int8DynamicConfig(reduce_range=True)  # exact on every processor
 TAMED = dataclasses.replace(SAFE, outliers=OutlierConfig())
 OUTLIERS = (3, 17)
+WITHOUT_VNNI = Machine("any", "x86_64", 2, ("avx2",), 2**30, "Linux 6", "3.11", None)
+WITH_VNNI = dataclasses.replace(WITHOUT_VNNI, cpu_features=("avx2", "avx512_vnni"))
 
 
 def feeds_of(batch: int, length: int, seed: int = 0, empty: int = 0) -> Feeds:
@@ -69,7 +72,7 @@ def error(model: onnx.ModelProto, config: Int8DynamicConfig, feeds: Feeds, folde
 # Quantizing
 
 
-@pytest.mark.parametrize("config", [*candidates(False), *candidates(True)], ids=lambda config: config.label)
+@pytest.mark.parametrize("config", [*candidates(WITHOUT_VNNI), *candidates(WITH_VNNI)], ids=lambda config: config.label)
 def test_a_traced_model_keeps_its_answers(traced: Traced, tmp_path: Path, config: Int8DynamicConfig) -> None:
     report = quantize_int8_dynamic(traced.path, tmp_path / "model.onnx", config, traced.real)
     # Signed 8-bit weights saturate on processors without 8-bit dot products, where nobody would use them.
@@ -152,7 +155,7 @@ def test_gemm_is_quantized(tmp_path: Path) -> None:
 
 
 def test_candidates_suit_the_processor() -> None:
-    with_dot, without = candidates(True), candidates(False)
+    with_dot, without = candidates(WITH_VNNI), candidates(WITHOUT_VNNI)
     assert [(config.signed, config.reduce_range, config.outliers is not None) for config in with_dot] == [
         (True, False, False),
         (True, False, True),

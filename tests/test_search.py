@@ -286,7 +286,7 @@ def test_a_model_that_int8_ruins_gets_a_mixture_that_holds(hard: Classifier, tmp
     assert held_out["held_out"]["samples"] + held_out["search"]["samples"] == result.report["evaluation"]["samples"]
     low, high = held_out["held_out"]["interval"]
     assert low <= -held_out["held_out"]["drop"] <= high
-    assert "mixed loses at most 1 point on both halves" in found["sentence"]
+    assert "mixed loses at most 1 point on both parts" in found["sentence"]
     variants = {variant["name"]: variant for variant in result.report["variants"]}
     assert variants["mixed"]["status"] == "passed"
     assert variants["mixed"]["accuracy_drop"] <= 1

@@ -45,10 +45,21 @@ def method_lead(report: Report) -> str:
     )
 
 
+def synthetic_warning(report: Report) -> str | None:
+    """What to say where quantization has seen no text."""
+    if part(report, "calibration").get("source") != "synthetic":
+        return None
+    return (
+        "Calibrated on synthetic data: random tokens of the vocabulary, no texts. Give texts like those the model will "
+        "read (--calibration) for ranges that fit them."
+    )
+
+
 def method_facts(report: Report) -> Html:
     """What everything was measured with, in groups."""
     groups = (
         ("Machine", _machine_facts(part(report, "machine"))),
+        ("Decided by the hardware here", _decisions(part(report, "hardware"))),
         ("Measurement", _measurement_facts(part(report, "measurement"), part(report, "evaluation"))),
         ("Calibration", _calibration_facts(part(report, "calibration"))),
         ("Model", _model_facts(report)),
@@ -76,12 +87,25 @@ def _machine_facts(machine: Mapping[str, Any]) -> list[tuple[str, object]]:
     ]
 
 
+def _decisions(hardware: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """What was decided for this machine, and why; on another kind of it, other choices may be right."""
+    capability = hardware.get("cuda_compute_capability")
+    rows: list[tuple[str, object]] = [("CUDA compute capability", capability)]
+    rows += [
+        (capitalized(str(entry.get("name"))), f"{entry.get('choice')}: {entry.get('reason')}")
+        for entry in hardware.get("decisions") or []
+    ]
+    if len(rows) > 1:
+        elsewhere = "other choices may be right: export there, or see what onnxpress bench says there"
+        rows.append(("On another kind of machine", elsewhere))
+    return rows
+
+
 def _measurement_facts(measured: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, object]]:
     mean, longest = figure(measured, "tokens_mean"), figure(measured, "tokens_max")
     lengths = None if mean is None else f"{number(mean, 1)} on average"
     if lengths and longest is not None:
         lengths += f", at most {longest:,.0f}"
-    samples = figure(evaluation, "samples")
     return [
         ("Mode", measured.get("mode")),
         ("Rounds", measured.get("rounds")),
@@ -93,16 +117,34 @@ def _measurement_facts(measured: Mapping[str, Any], evaluation: Mapping[str, Any
         ("Provider", measured.get("provider")),
         ("Evaluation files", _joined(evaluation.get("files"))),
         ("Metric", evaluation.get("label")),
-        ("Evaluation samples", None if samples is None else f"{samples:,.0f}"),
+        ("Evaluation samples", _samples(evaluation)),
         ("Evaluation hash", _hash(evaluation.get("sha256"))),
     ]
 
 
 def _calibration_facts(calibration: Mapping[str, Any]) -> list[tuple[str, object]]:
     return [
+        ("Calibrated on", _CALIBRATED_ON.get(str(calibration.get("source")))),
         ("Calibration files", _joined(calibration.get("files"))),
+        ("Calibration samples", _samples(calibration)),
+        ("Calibration tokens", _count(calibration, "tokens")),
         ("Calibration hash", _hash(calibration.get("sha256"))),
     ]
+
+
+_CALIBRATED_ON = {
+    "files": "texts that were given",
+    "evaluation": "texts of the evaluation",
+    "synthetic": "synthetic sequences of random tokens",
+}
+
+
+def _samples(data: Mapping[str, Any]) -> str | None:
+    """How many were used, and of how many where these are more."""
+    samples, rows = figure(data, "samples"), figure(data, "rows")
+    if samples is None:
+        return None
+    return f"{samples:,.0f}" if rows is None or rows <= samples else f"{samples:,.0f} of {rows:,.0f}, drawn evenly"
 
 
 def _model_facts(report: Report) -> list[tuple[str, object]]:
@@ -126,8 +168,13 @@ def _joined(names: Sequence[object] | None) -> str:
 
 
 def _tokens(measured: Mapping[str, Any], key: str) -> str | None:
+    count = _count(measured, key)
+    return None if count is None else f"{count} tokens"
+
+
+def _count(measured: Mapping[str, Any], key: str) -> str | None:
     count = figure(measured, key)
-    return None if count is None else f"{count:,.0f} tokens"
+    return None if count is None else f"{count:,.0f}"
 
 
 def _loss(report: Report, allowed: float) -> str:

@@ -40,7 +40,7 @@ def search_lead(report: Report) -> str | None:
     splits, seconds = part(found, "splits"), figure(found, "seconds")
     ended = _ENDED.get(str(found.get("ended")))
     examples = (
-        f"The evaluation was halved: {number(figure(splits, 'search'), 0)} examples to search with, "
+        f"The evaluation was split: {number(figure(splits, 'search'), 0)} examples to search with, "
         f"{number(figure(splits, 'held_out'), 0)} to check the result with. Speeds are against float32, run in turn."
     )
     took = (
@@ -109,7 +109,7 @@ def _held_out(report: Report) -> Html | None:
         if part(found, key)
     ]
     looks = figure(found, "looks") or 0
-    facts.append(("Looks at the held-out half", number(looks, 0)))
+    facts.append(("Looks at the held-out part", number(looks, 0)))
     return definitions(facts)
 
 

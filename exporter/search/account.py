@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
-
-from onnxpress.exporter.graph_names import MODULE_KEY
 from onnxpress.exporter.search.plan import Outcome, Trial
 from onnxpress.exporter.search.splits import Splits
 from onnxpress.exporter.search.trials import Budget, Limit, TrialBench
 from onnxpress.exporter.state import State
+from onnxpress.quantize.graphs import module_of
 from onnxpress.quantize.mixed import FLOAT32
 from onnxpress.quantize.sensitivity import Sensitivity
 from onnxpress.quantize.splicing import open_part, weighted_nodes
@@ -90,7 +88,7 @@ def _sentence(bench: TrialBench, limit: Limit, splits: Splits, outcome: Outcome,
     asked = limit.words(splits.search)
     if outcome.accepted is not None:
         gain = 1 / outcome.accepted.figures["milliseconds_ratio"]
-        return f"{variant} {asked} on both halves of the evaluation, at {gain:.2f} times the speed of float32."
+        return f"{variant} {asked} on both parts of the evaluation, at {gain:.2f} times the speed of float32."
     cut = {"budget": " within the time it had", "interrupt": " before it was interrupted", "done": ""}[outcome.ended]
     if not bench.trials:
         return f"The search could try nothing{cut}: float32 is the answer."
@@ -109,12 +107,8 @@ def sensitivity_document(base: Path, measured: Sequence[Sensitivity]) -> dict[st
                 "precision": found.precision,
                 "divergence": found.divergence,
                 "seconds": round(found.seconds, 1),
-                "nodes": [dataclasses.asdict(node) | {"module": _module(nodes[node.node])} for node in found.nodes],
+                "nodes": [dataclasses.asdict(node) | {"module": module_of(nodes[node.node])} for node in found.nodes],
             }
             for found in measured
         ],
     }
-
-
-def _module(node: onnx.NodeProto) -> str | None:
-    return next((entry.value for entry in node.metadata_props if entry.key == MODULE_KEY), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from onnxpress.exporter.search.plan import OutOfTimeError, Trial
 from onnxpress.exporter.search.splits import Splits
 from onnxpress.exporter.state import Graph, State, VariantState
 from onnxpress.quantize.graphs import PassReport
-from onnxpress.quantize.int8_static import Int8StaticConfig, quantize_int8_static
 from onnxpress.quantize.mixed import FLOAT32, MixedConfig, mix_precisions
 from onnxpress.quantize.sensitivity import Divergence, Sensitivity, measure_sensitivity
 from onnxpress.runtime.decoding import decode
@@ -35,12 +34,13 @@ from onnxpress.runtime.verifying import run_of
 
 TRIAL, TRIAL_FLOAT32 = "trial", "trial-fp32"
 """The folders of the bundle that trials are written into, one after the other, and float32 to compare them with."""
-STATIC = "int8-static"
-"""The precision of a graph that the search makes itself, where no variant is one."""
 _TIMING_SECONDS = 1.5
 _SENSITIVITY_SHARE = 0.3
 """Of the budget that is left, what sensitivities may take."""
 _FLOAT32: Assignment = {}
+
+Write = Callable[[Path, Sequence[Feeds]], PassReport]
+"""Writes a quantized graph, given where and real inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,26 +136,30 @@ class TrialBench:
             self._float32 = self._figures(_FLOAT32, FLOAT32)
         return self._float32
 
-    def add_static(self, config: Int8StaticConfig) -> Graph | None:
-        """Make a statically quantized graph of the examples to search with, the part `int8-static`; None where it
-        cannot be made of this graph, or no time is left."""
+    def add_part(
+        self, name: str, depends_on: Any, write: Callable[[Path, Sequence[Feeds]], PassReport]
+    ) -> Graph | None:
+        """Make a further quantized graph to mix with; None where it cannot be made of this one, or no time is left.
+
+        Args:
+            name: of the precision.
+            depends_on: JSON data on what it depends beside the float32 graph and the examples.
+            write: writes it, given the path and real inputs.
+        """
 
         def make(folder: Path) -> dict[str, Any]:
             self._budget.check()
-            self._progress(f"making {STATIC}")
-            # Ranges that real texts alone give cut off much of what the gate's own inputs need.
-            feeds = [*self._samples(), *(case.feeds for case in self._state.cases)]
-            report = quantize_int8_static(self._base.path, folder / "model.onnx", config, feeds)
-            return {"report": dataclasses.asdict(report)}
+            self._progress(f"making {name}")
+            return {"report": dataclasses.asdict(write(folder / "model.onnx", self._samples()))}
 
         try:
-            key = self._key(_FLOAT32) | {"config": dataclasses.asdict(config)}
-            folder, data, _ = self._state.cache.get(f"search-{STATIC}", key, make)
+            key = self._key(_FLOAT32) | {"depends_on": depends_on}
+            folder, data, _ = self._state.cache.get(f"search-{name}", key, make)
         except (OutOfTimeError, UnsupportedModelError):
             return None
         passes = (*self._base.passes, decode(PassReport, data["report"]))
         graph = Graph(folder / "model.onnx", self._base.session, passes)
-        self._parts[STATIC] = graph.path
+        self._parts[name] = graph.path
         return graph
 
     def measure(self, assignment: Assignment, name: str | None = None) -> Trial:
@@ -369,7 +373,7 @@ class TrialBench:
     def _samples(self) -> Sequence[Feeds]:
         """Inputs made of the examples to search with."""
         if self._feeds is None:
-            self._feeds = sample_feeds(self._state, self._splits.search, lambda: self._load(self._float32_graph()))
+            self._feeds = sample_feeds(self._state, self._splits.search)
         return self._feeds
 
     def _sensitivity(self, precision: str, share: float) -> Sensitivity:

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onnxpress.runtime.data.options import DataOptions, Source
+from onnxpress.runtime.data.reading import digest_of, displayed, resolve
+from onnxpress.runtime.data.sampling import Sample
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation import (
     feature_extraction,
@@ -26,7 +30,6 @@ from onnxpress.runtime.evaluation import (
 from onnxpress.runtime.evaluation.base import Evaluation, Example, Scores
 from onnxpress.runtime.evaluation.evidence import Evidence
 from onnxpress.runtime.evaluation.intervals import Interval, paired_interval
-from onnxpress.runtime.paths import sha256_of
 
 __all__ = [
     "TASKS",
@@ -45,8 +48,10 @@ __all__ = [
 class Task:
     """How one task is evaluated."""
 
-    read: Callable[[Path, Sequence[str], str], Sequence[Any]]
-    """File, the model's labels and their function to examples."""
+    read: Callable[[Sequence[Source], Sequence[str], str, int | None], Sample[Any]]
+    """Files, the model's labels and their function, and how many to keep, to examples."""
+    columns: Mapping[str, str]
+    """Names that a person may give to columns, and what the task calls these."""
     figure: Callable[[Sequence[Any]], tuple[str, str]]
     """Examples to the key of the primary figure and its name for a person."""
     ask: Callable[[Any, Sequence[Any]], Sequence[Any]]
@@ -65,20 +70,29 @@ _MODULES: dict[str, Any] = {
     "fill-mask": fill_mask,
     "text-generation": text_generation,
 }
-TASKS = {task: Task(module.read, module.figure, module.ask, module.score) for task, module in _MODULES.items()}
+_LABELLED = ("text-classification", "zero-shot-classification", "token-classification")
+TASKS = {
+    task: Task(module.read, module.COLUMNS, module.figure, module.ask, module.score)
+    for task, module in _MODULES.items()
+}
 
 
 def read_evaluation(
-    paths: Sequence[Path], task: str, labels: Sequence[str] = (), function: str = "softmax"
+    paths: Sequence[Path],
+    task: str,
+    labels: Sequence[str] = (),
+    function: str = "softmax",
+    options: DataOptions = DataOptions(),
 ) -> Evaluation:
     """Read one or more files for a task; their rows are evaluated together.
 
     Args:
-        paths: the files.
+        paths: the files; folders of texts and datasets on disk are as good (docs/evaluation.md).
         task: a key of `TASKS`.
         labels: the names of the model's labels, in the order of its logits; files are checked against them.
         function: what makes scores of the logits (`LabelSettings`): with `sigmoid` and several labels, a text may have
             several; a model with one label predicts a number.
+        options: which columns, labels, split and how many examples.
 
     Raises:
         InvalidInputError: a file cannot be used; the text says which line. Or the task has no evaluation.
@@ -87,11 +101,21 @@ def read_evaluation(
         raise InvalidInputError(f"accuracy cannot be measured for the task {task!r}; it can for: {', '.join(TASKS)}")
     if not paths:
         raise InvalidInputError("no evaluation files are given")
-    examples = tuple(example for path in paths for example in TASKS[task].read(path, labels, function))
-    digests = "".join(sha256_of(path) for path in paths)
-    metric, label = TASKS[task].figure(examples)
-    files = tuple(path.name for path in paths)
-    return Evaluation(task, examples, files, hashlib.sha256(digests.encode()).hexdigest(), metric, label)
+    options.check_columns(TASKS[task].columns, task)
+    if options.labels and task not in _LABELLED:
+        raise InvalidInputError(f"there are no labels in {task} to map; that is for: {', '.join(_LABELLED)}")
+    sources = [resolve(Source(path, options)) for path in paths]
+    drawn = TASKS[task].read(sources, labels, function, options.samples)
+    metric, label = TASKS[task].figure(drawn.items)
+    files = tuple(displayed(path, source) for path, source in zip(paths, sources, strict=True))
+    return Evaluation(task, drawn.items, files, _digest(sources, options), metric, label, drawn.total)
+
+
+def _digest(sources: Sequence[Source], options: DataOptions) -> str:
+    """Of what was read; of how, too, where that was said."""
+    said = {name: value for name, value in dataclasses.asdict(options).items() if value}
+    parts = [digest_of(source.path) for source in sources] + ([json.dumps(said, sort_keys=True)] if said else [])
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def evaluate(model: Any, evaluation: Evaluation) -> Scores:

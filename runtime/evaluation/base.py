@@ -24,6 +24,10 @@ class Example(Protocol):
     def texts(self) -> tuple[str, ...]:
         """The texts a model has to read for it."""
 
+    @property
+    def inputs(self) -> tuple[tuple[str, ...], ...]:
+        """The same as the model reads them: each a text, or a pair of texts that it reads together."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -40,6 +44,8 @@ class Evaluation:
     """Key of the primary figure in `Scores.metrics`."""
     label: str
     """The same for a person."""
+    rows: int = 0
+    """How many examples the files have: more than are here where a sample was drawn. 0: not counted."""
 
     def change(self, before: Figure, after: Figure) -> Figure:
         """By how much a model's primary figure is above another's, in points; of perplexity, in percent."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxpress.runtime.data.options import Source
+from onnxpress.runtime.data.sampling import Sample
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation.base import Scores
 from onnxpress.runtime.evaluation.correlation import spearman
+from onnxpress.runtime.evaluation.drawing import draw, listed
 from onnxpress.runtime.evaluation.evidence import Evidence
 from onnxpress.runtime.evaluation.rows import Layout, Positions, Row, find_columns, is_number, read_rows, shown
 from onnxpress.runtime.verification import row_cosines
@@ -31,6 +33,11 @@ class ScoredPair:
         """Both sentences."""
         return self.first, self.second
 
+    @property
+    def inputs(self) -> tuple[tuple[str], tuple[str]]:
+        """Each sentence."""
+        return (self.first,), (self.second,)
+
 
 class Embeds(Protocol):
     """What is needed of a model."""
@@ -39,10 +46,11 @@ class Embeds(Protocol):
         """Vectors float32 [n, d], in the order of `texts`."""
 
 
-def _by_name(names: Sequence[str]) -> Positions | None:
+def _by_name(names: Sequence[str], chosen: Positions) -> Positions | None:
     """Columns of a header."""
     return find_columns(
         names,
+        chosen,
         score=("score", "label", "similarity", "similarity_score", "relatedness_score", "gold", "relatedness"),
         first=("sentence1", "sentence_1", "sentence_a", "text1", "text_a", "first", "s1", "query"),
         second=("sentence2", "sentence_2", "sentence_b", "text2", "text_b", "second", "s2", "document"),
@@ -59,24 +67,28 @@ def _by_order(row: Sequence[str]) -> Positions | None:
     return None
 
 
-_LAYOUT = Layout(_by_name, _by_order, "score, sentence1 and sentence2", "score, sentence, sentence")
+COLUMNS = {"score": "score", "sentence1": "first", "sentence2": "second"}
+_LAYOUT = Layout(_by_name, _by_order, "score, sentence1 and sentence2", "score, sentence, sentence", COLUMNS)
 
 
-def read_scored_pairs(path: Path) -> list[ScoredPair]:
-    """Scored sentence pairs from a TSV, CSV or JSONL file.
+def read(sources: Sequence[Source], labels: Sequence[str], function: str, samples: int | None) -> Sample[ScoredPair]:
+    """Scored sentence pairs from TSV, CSV, JSONL or datasets; an embedder has no labels.
 
     With a header, columns are found by name (score, sentence1, sentence2 and the other names common in public data);
     without one, the rows are score, sentence, sentence.
 
     Raises:
-        InvalidInputError: the file is missing, empty, not UTF-8 or has the wrong columns; the text says which line.
+        InvalidInputError: a file is missing, empty, not UTF-8 or has the wrong columns; the text says which line.
     """
-    pairs = [_pair_of(row) for row in read_rows(path, _LAYOUT)]
+    drawn = draw(sources, samples, lambda source: map(_pair_of, read_rows(source, _LAYOUT)), "scored pairs")
+    pairs = drawn.items
     if len(pairs) < 2:
-        raise InvalidInputError(f"the evaluation file {path} has {len(pairs)} pairs; a correlation needs at least 2")
+        raise InvalidInputError(f"{listed(sources)} gives {len(pairs)} pairs; a correlation needs at least 2")
     if len({pair.score for pair in pairs}) < 2:
-        raise InvalidInputError(f"all pairs of {path} have the same score; a correlation needs different ones")
-    return pairs
+        raise InvalidInputError(
+            f"all pairs of {listed(sources)} have the same score; a correlation needs different ones"
+        )
+    return drawn
 
 
 def _pair_of(row: Row) -> ScoredPair:
@@ -91,11 +103,6 @@ def _pair_of(row: Row) -> ScoredPair:
     if not isinstance(first, str) or not isinstance(second, str):
         raise InvalidInputError(f"{row.place}: the sentences must be text")
     return ScoredPair(float(score), first, second)
-
-
-def read(path: Path, labels: Sequence[str], function: str) -> list[ScoredPair]:
-    """The same as `read_scored_pairs`; an embedder has no labels."""
-    return read_scored_pairs(path)
 
 
 def figure(pairs: Sequence[ScoredPair]) -> tuple[str, str]:

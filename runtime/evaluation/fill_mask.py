@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from onnxpress.runtime.data.options import Source
+from onnxpress.runtime.data.sampling import Sample
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation.base import Scores
+from onnxpress.runtime.evaluation.drawing import draw
 from onnxpress.runtime.evaluation.evidence import Evidence
 from onnxpress.runtime.evaluation.rows import Layout, Positions, find_columns, read_rows, text_of
 
 TOP = 5
-_GAP = re.compile(r"\[MASK\]|<mask>")
+GAP = re.compile(r"\[MASK\]|<mask>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Gap:
         """The text."""
         return (self.text,)
 
+    @property
+    def inputs(self) -> tuple[tuple[str]]:
+        """The text."""
+        return ((self.text,),)
+
     def masked(self, mask_token: str) -> str:
         """The text with the model's own mask in the gap.
 
@@ -42,7 +49,7 @@ class Gap:
         """
         # A model's own mask may be written otherwise than the two that everybody knows.
         count = self.text.count(mask_token)
-        text = self.text if count else _GAP.sub(lambda _: mask_token, self.text)
+        text = self.text if count else GAP.sub(lambda _: mask_token, self.text)
         if text.count(mask_token) != 1:
             raise InvalidInputError(
                 f"{self.place}: the text has {text.count(mask_token) or 'no'} gaps; give one, as {mask_token} or [MASK]"
@@ -76,10 +83,11 @@ class Fills(Protocol):
         """The id of a text that is one token."""
 
 
-def _by_name(names: Sequence[str]) -> Positions | None:
+def _by_name(names: Sequence[str], chosen: Positions) -> Positions | None:
     """Columns of a header."""
     return find_columns(
         names,
+        chosen,
         text=("text", "sentence", "masked_text", "masked_sentence", "masked"),
         target=("target", "answer", "label", "token", "word", "obj_label"),
     )
@@ -90,25 +98,26 @@ def _by_order(row: Sequence[str]) -> Positions | None:
     return {"text": 0, "target": 1} if len(row) >= 2 else None
 
 
-_LAYOUT = Layout(_by_name, _by_order, "text and target", "text, target")
+COLUMNS = {"text": "text", "target": "target"}
+_LAYOUT = Layout(_by_name, _by_order, "text and target", "text, target", COLUMNS)
 
 
-def read(path: Path, labels: Sequence[str], function: str) -> list[Gap]:
-    """Texts with one gap from a TSV, CSV or JSONL file.
+def read(sources: Sequence[Source], labels: Sequence[str], function: str, samples: int | None) -> Sample[Gap]:
+    """Texts with one gap from TSV, CSV, JSONL or datasets.
 
     Raises:
-        InvalidInputError: the file cannot be used; the text says which line.
+        InvalidInputError: a file cannot be used; the text says which line.
     """
-    gaps = []
-    for row in read_rows(path, _LAYOUT):
+    return draw(sources, samples, _gaps, "texts")
+
+
+def _gaps(source: Source) -> Iterator[Gap]:
+    for row in read_rows(source, _LAYOUT):
         text = text_of(row.place, "the text", row.cells["text"])
-        count = len(_GAP.findall(text))
+        count = len(GAP.findall(text))
         if count > 1:
             raise InvalidInputError(f"{row.place}: the text has {count} gaps; give one")
-        gaps.append(Gap(text, text_of(row.place, "the target", row.cells["target"]), row.place))
-    if not gaps:
-        raise InvalidInputError(f"the evaluation file {path} has no texts")
-    return gaps
+        yield Gap(text, text_of(row.place, "the target", row.cells["target"]), row.place)
 
 
 def figure(gaps: Sequence[Gap]) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxpress.runtime.errors import InvalidInputError
@@ -14,13 +14,23 @@ _MOST_SHOWN = 50
 class Labels:
     """A model's labels, by the names and numbers that files use for them."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        """`names` in the order of the model's logits; without any, the labels of a file are taken as they are."""
+    def __init__(self, names: Sequence[str], given: Mapping[str, str] | None = None) -> None:
+        """
+        Args:
+            names: in the order of the model's logits; without any, the labels of a file are taken as they are.
+            given: labels as a file has them, and which of the model's each is; others are looked for by themselves.
+
+        Raises:
+            InvalidInputError: the model has no such label.
+        """
         self.names = tuple(names)
         folded = [name.casefold() for name in names]
         # The first of two equal names is the one a prediction's index leads to.
         self._exact = {name: name for name in names}
         self._any_case = {name.casefold(): name for name in names if folded.count(name.casefold()) == 1}
+        self._given: dict[str, str] = {}
+        wanted = {label: self.get(f"the label mapping {label}={name}", name) for label, name in (given or {}).items()}
+        self._given = wanted
 
     def find(self, value: Any) -> str | None:
         """The model's name of a label given by name, in any case if that is unambiguous, or by index; else None.
@@ -31,7 +41,9 @@ class Labels:
             value = int(value)
         if not isinstance(value, str | int) or value == "":
             return None
-        text = str(value).strip()
+        text = str(value).lower() if isinstance(value, bool) else str(value).strip()  # as JSON writes them
+        if text in self._given:
+            return self._given[text]
         if not self.names:
             return text if isinstance(value, str) else None
         found = self._exact.get(text) or self._any_case.get(text.casefold())
@@ -58,5 +70,5 @@ class Labels:
         more = f", ... ({len(self.names)} in all)" if len(self.names) > _MOST_SHOWN else ""
         return (
             f"the model has no label {shown(value)}; it has: {listed}{more} "
-            f"(give a name, or an index from 0 to {len(self.names) - 1})"
+            f"(give a name, or an index from 0 to {len(self.names) - 1}, or say which label it is: --eval-labels)"
         )

@@ -14,10 +14,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from onnxpress.runtime.data.lines import read_text
+from onnxpress.runtime.data.options import Source
+from onnxpress.runtime.data.sampling import Sample
+from onnxpress.runtime.data.stored import is_stored
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation.base import Scores
+from onnxpress.runtime.evaluation.drawing import draw
 from onnxpress.runtime.evaluation.evidence import Evidence
-from onnxpress.runtime.evaluation.rows import JSON_SUFFIXES, find_columns, read_objects, read_text, shown, text_of
+from onnxpress.runtime.evaluation.rows import JSON_SUFFIXES, Layout, Positions, find_columns, read_rows, shown, text_of
 
 MAX_ANSWER_TOKENS = 30
 """The longest answer that counts, as in transformers' example scripts for SQuAD, with which models are published."""
@@ -35,6 +40,11 @@ class Question:
     def texts(self) -> tuple[str]:
         """The context."""
         return (self.context,)
+
+    @property
+    def inputs(self) -> tuple[tuple[str, str]]:
+        """The question and the context."""
+        return ((self.question, self.context),)
 
 
 class Answer(Protocol):
@@ -54,28 +64,23 @@ class Answers(Protocol):
         """The answer to each question from the context beside it, in order."""
 
 
-def read(path: Path, labels: Sequence[str], function: str) -> list[Question]:
-    """Questions from a file. An answer of which `normalize` leaves nothing does not count, as in the official script.
+def read(sources: Sequence[Source], labels: Sequence[str], function: str, samples: int | None) -> Sample[Question]:
+    """Questions from files or datasets. An answer of which `normalize` leaves nothing does not count, as in the
+    official script.
 
     Raises:
-        InvalidInputError: the file cannot be used; the text says where.
+        InvalidInputError: a file cannot be used; the text says where.
     """
-    if path.suffix not in JSON_SUFFIXES:
-        raise InvalidInputError(f"{path}: questions are read from .jsonl (question, context, answers) or SQuAD's .json")
-    text = read_text(path)
-    data = _squad(path, text)
-    rows = _json_rows(path, text) if data is None else _squad_rows(path, data)
-    questions = [
-        Question(
+    return draw(sources, samples, _questions, "questions")
+
+
+def _questions(source: Source) -> Iterator[Question]:
+    for place, question, context, answers in _cells(source):
+        yield Question(
             text_of(place, "the question", question),
             text_of(place, "the context", context),
             tuple(answer for answer in _texts_of_answers(place, answers) if normalize(answer)),
         )
-        for place, question, context, answers in rows
-    ]
-    if not questions:
-        raise InvalidInputError(f"the evaluation file {path} has no questions")
-    return questions
 
 
 def figure(questions: Sequence[Question]) -> tuple[str, str]:
@@ -130,9 +135,35 @@ Cells = tuple[str, Any, Any, Any]
 """Place, question, context, answers."""
 
 
-def _squad(path: Path, text: str) -> Any | None:
-    """What is under `data` in a file in SQuAD's own form; None of JSONL."""
-    if path.suffix == ".jsonl" or not text.strip():
+def _by_name(names: Sequence[str], chosen: Positions) -> Positions | None:
+    """Keys of an object, or columns of a dataset."""
+    return find_columns(
+        names, chosen, question=("question", "query"), context=("context", "passage"), answers=("answers", "answer")
+    )
+
+
+COLUMNS = {"question": "question", "context": "context", "answers": "answers"}
+_LAYOUT = Layout(_by_name, lambda row: None, "question, context and answers", "", COLUMNS)
+
+
+def _cells(source: Source) -> Iterator[Cells]:
+    path = source.path
+    if not is_stored(path) and not path.is_dir() and source.suffix not in JSON_SUFFIXES:
+        raise InvalidInputError(
+            f"{path}: questions are read from .jsonl (question, context, answers), SQuAD's .json or a dataset"
+        )
+    data = _squad(path) if source.suffix == ".json" else None
+    if data is not None:
+        yield from _squad_rows(path, data)
+        return
+    for row in read_rows(source, _LAYOUT):
+        yield row.place, row.cells["question"], row.cells["context"], row.cells["answers"]
+
+
+def _squad(path: Path) -> Any | None:
+    """What is under `data` in a file in SQuAD's own form, which is one JSON value; None of JSONL."""
+    text = read_text(path)
+    if not text.strip():
         return None
     start = len(text) - len(text.lstrip())
     try:
@@ -160,18 +191,6 @@ def _objects(place: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(item, dict):
             raise InvalidInputError(f"{place}[{index}] must be an object")
         yield f"{place}[{index}]", item
-
-
-def _json_rows(path: Path, text: str) -> Iterator[Cells]:
-    for place, row in read_objects(path, text, "the keys question, context and answers"):
-        names = list(row)
-        found = find_columns(
-            names, question=("question", "query"), context=("context", "passage"), answers=("answers", "answer")
-        )
-        if found is None:
-            raise InvalidInputError(f"{place}: expected an object with the keys question, context and answers")
-        question, context, answers = (row[names[found[name]]] for name in ("question", "context", "answers"))
-        yield place, question, context, answers
 
 
 def _texts_of_answers(place: str, answers: Any) -> list[str]:

@@ -1,4 +1,5 @@
-"""Rows of evaluation files: TSV, CSV and JSONL, with columns found by name or by their order.
+"""Rows of evaluation and calibration data: TSV, CSV, JSONL and datasets on disk, with columns found by the names that
+were given for them, by the names common in public data, or by their order.
 
 Every error names the file and the line. What the cells mean is left to the modules of the tasks.
 """
@@ -7,16 +8,20 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onnxpress.runtime.data.folders import refused_folder
+from onnxpress.runtime.data.lines import read_lines
+from onnxpress.runtime.data.options import Source
+from onnxpress.runtime.data.stored import StoredRows, is_stored
 from onnxpress.runtime.errors import InvalidInputError
 
 JSON_SUFFIXES = (".json", ".jsonl")
+_MOST_SHOWN = 30
 
 Positions = Mapping[str, int]
 """Where the columns are that a task knows; one that may be missing is left out."""
@@ -36,94 +41,144 @@ class Row:
 class Layout:
     """Which columns a task's files have, and what to tell a person whose file has others."""
 
-    by_name: Callable[[Sequence[str]], Positions | None]
-    """From the lower-case names of a header or of an object's keys; None if they are not those of a header."""
+    by_name: Callable[[Sequence[str], Positions], Positions | None]
+    """From the lower-case names of a header or of an object's keys, and the columns that were given by name; None if
+    one is missing."""
     by_order: Callable[[Sequence[str]], Positions | None]
     """From the first row of a file without a header; None if that is no such row."""
     names: str
     order: str
+    columns: Mapping[str, str]
+    """Names that a person may give a column, and the key of its cells."""
+    bare: str | None = None
+    """The key of a JSON line that is a text by itself; None: it must be an object."""
 
 
-def read_text(path: Path, purpose: str = "evaluation") -> str:
-    """The content of a file in UTF-8, without a byte order mark, every line end a line feed.
-
-    Args:
-        path: the file.
-        purpose: what it is for, to call it so in an error.
-
-    Raises:
-        InvalidInputError: it cannot be read or is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise InvalidInputError(f"{path}, line {line}: not UTF-8 text") from error
-    except OSError as error:
-        raise InvalidInputError(f"the {purpose} file {path} cannot be read: {error.strerror}") from error
-
-
-def read_rows(path: Path, layout: Layout) -> Iterator[Row]:
-    """The rows of a file: JSONL by its suffix, comma-separated if that is `.csv`, else tab-separated.
+def read_rows(source: Source, layout: Layout) -> Iterator[Row]:
+    """The rows of a dataset on disk or a file: JSONL by its suffix, comma-separated if that is `.csv`, else
+    tab-separated.
 
     Raises:
-        InvalidInputError: the file cannot be used; the text says which line.
+        InvalidInputError: the data cannot be used; the text says which line.
     """
-    text = read_text(path)
-    if path.suffix in JSON_SUFFIXES:
-        for place, found in read_objects(path, text, f"the keys {layout.names}"):
-            positions = layout.by_name(_plain_names(list(found)))
-            if positions is None:
-                raise InvalidInputError(f"{place}: expected an object with the keys {layout.names}")
-            values = list(found.values())
-            yield Row(place, {name: values[position] for name, position in positions.items()})
+    if is_stored(source.path):
+        yield from _stored_rows(source, layout)
+    elif source.path.is_dir():
+        raise refused_folder(source, "anything else this task is read from")
+    elif source.suffix in JSON_SUFFIXES:
+        yield from _json_rows(source, layout)
     else:
-        yield from _delimited_rows(path, text, layout)
+        yield from _delimited_rows(source, layout)
 
 
-def read_objects(path: Path, text: str, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of JSONL, each with its place.
+def first_row(source: Source) -> list[str]:
+    """The first line of CSV or TSV that is not empty; [] without one.
 
     Raises:
-        InvalidInputError: a line is not a JSON object.
+        InvalidInputError: the file cannot be read.
     """
-    for number, line in enumerate(text.split("\n"), 1):
+    return next((row for _, row in _delimited(source)), [])
+
+
+def _json_values(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         place = f"{path}, line {number}"
         try:
-            value = json.loads(line)
+            yield place, json.loads(line.removesuffix("\n"))
         except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"{place}: not JSON ({error})") from error
-        if not isinstance(value, dict):
-            raise InvalidInputError(f"{place}: expected an object with {expected}")
-        yield place, value
 
 
-def _delimited_rows(path: Path, text: str, layout: Layout) -> Iterator[Row]:
-    # Not splitlines(), which also ends a row at the line separators of Unicode that sentences contain.
-    lines = io.StringIO(text)
-    if path.suffix == ".csv":
+def _json_rows(source: Source, layout: Layout) -> Iterator[Row]:
+    expected = f"expected an object with the keys {layout.names}"
+    names: list[str] = []
+    positions: Positions | None = None
+    for place, found in _json_values(source.path, read_lines(source.path, source.purpose)):
+        if layout.bare is not None and isinstance(found, str):
+            yield Row(place, {layout.bare: found})
+            continue
+        if not isinstance(found, dict):
+            raise InvalidInputError(f"{place}: {expected}")
+        if positions is None or list(found) != names:  # mostly all rows have the same keys
+            names = list(found)
+            positions = _by_name(place, names, source, layout)
+        if positions is None:
+            raise InvalidInputError(f"{place}: {expected}{_there(names)}")
+        values = list(found.values())
+        yield Row(place, {name: values[position] for name, position in positions.items()})
+
+
+def _stored_rows(source: Source, layout: Layout) -> Iterator[Row]:
+    stored = StoredRows(source)
+    place = f"{source.path}"
+    positions = _by_name(place, stored.names, source, layout)
+    if positions is None:
+        raise InvalidInputError(f"{place}: expected the columns {layout.names}{_there(stored.names)}")
+    for at, cells in stored.rows([stored.names[position] for position in positions.values()]):
+        yield Row(at, dict(zip(positions, cells, strict=True)))
+
+
+def _delimited(source: Source) -> Iterator[tuple[int, list[str]]]:
+    """Rows of CSV and TSV that are not empty, with the number of their last line."""
+    lines = read_lines(source.path, source.purpose)
+    if source.suffix == ".csv":
         reader = csv.reader(lines)
     else:  # tab-separated public data uses quotation marks as plain characters
         reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    positions: Positions | None = None
     try:
         for row in reader:
-            place = f"{path}, line {reader.line_num}"
-            if len(row) < 2 and not "".join(row).strip():
-                continue
-            if positions is None:
-                positions = layout.by_name(_plain_names(row))
-                if positions is not None:
-                    continue
-                positions = _order(place, row, layout)
-            needed = max(positions.values()) + 1
-            if len(row) < needed:
-                raise InvalidInputError(f"{place}: {len(row)} columns where {needed} are needed ({layout.order})")
-            yield Row(place, {name: row[position] for name, position in positions.items()})
+            if len(row) > 1 or "".join(row).strip():
+                yield reader.line_num, row
     except csv.Error as error:
-        raise InvalidInputError(f"{path}, line {reader.line_num}: {error}") from error
+        raise InvalidInputError(f"{source.path}, line {reader.line_num}: {error}") from error
+
+
+def _delimited_rows(source: Source, layout: Layout) -> Iterator[Row]:
+    positions: Positions | None = None
+    for number, row in _delimited(source):
+        place = f"{source.path}, line {number}"
+        if positions is None:
+            positions = _by_name(place, row, source, layout)
+            if positions is not None:
+                continue
+            positions = _order(place, row, layout)
+        needed = max(positions.values()) + 1
+        if len(row) < needed:
+            raise InvalidInputError(f"{place}: {len(row)} columns where {needed} are needed ({layout.order})")
+        yield Row(place, {name: row[position] for name, position in positions.items()})
+
+
+def _by_name(place: str, names: Sequence[str], source: Source, layout: Layout) -> Positions | None:
+    """The columns, if these are names of theirs; where some were given, they must be.
+
+    Raises:
+        InvalidInputError: a column that was given is not there, or another is missing beside it.
+    """
+    given = source.options.columns
+    chosen = {layout.columns[known]: _position(place, names, known, column) for known, column in given.items()}
+    positions = layout.by_name([name.strip().lower() for name in names], chosen)
+    if given and positions is None:
+        listed = ", ".join(f"{known}={column}" for known, column in given.items())
+        raise InvalidInputError(f"{place}: {layout.names} are needed; {listed} alone is not enough{_there(names)}")
+    return positions
+
+
+def _position(place: str, names: Sequence[str], known: str, column: str) -> int:
+    """Where a column is that was given by name: as it is written, else in any case."""
+    plain = [name.strip().removeprefix("\ufeff") for name in names]
+    found = [index for index, name in enumerate(plain) if name == column]
+    found = found or [index for index, name in enumerate(plain) if name.casefold() == column.casefold()]
+    if len(found) != 1:
+        what = "no column" if not found else f"{len(found)} columns"
+        raise InvalidInputError(f"{place}: {what} {column!r}, which is to be {known}{_there(names)}")
+    return found[0]
+
+
+def _there(names: Sequence[str]) -> str:
+    shown = ", ".join(name.strip()[:40] for name in names[:_MOST_SHOWN]) or "none"
+    return f"; there are: {shown}{f', ... ({len(names)} in all)' if len(names) > _MOST_SHOWN else ''}"
 
 
 def _order(place: str, row: Sequence[str], layout: Layout) -> Positions:
@@ -136,15 +191,20 @@ def _order(place: str, row: Sequence[str], layout: Layout) -> Positions:
     return positions
 
 
-def _plain_names(names: Sequence[str]) -> list[str]:
-    return [name.strip().lower() for name in names]
+def find_columns(names: Sequence[str], chosen: Positions, **known: Sequence[str]) -> dict[str, int] | None:
+    """Positions of columns, by the names each may have, the likeliest first; None if one is missing.
 
-
-def find_columns(names: Sequence[str], **known: Sequence[str]) -> dict[str, int] | None:
-    """Positions of columns by the names each may have, the likeliest first; None if one is missing."""
+    Args:
+        names: of all columns, in lower case.
+        chosen: positions of columns that a person has named; their names are not looked for.
+        known: for each column the names it may have.
+    """
     found = {}
     for column, synonyms in known.items():
-        position = next((names.index(name) for name in synonyms if name in names), None)
+        position = chosen.get(column)
+        if position is None:
+            free = (names.index(name) for name in synonyms if name in names)
+            position = next((place for place in free if place not in chosen.values()), None)
         if position is None:
             return None
         found[column] = position

@@ -11,16 +11,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import operator
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxpress.runtime.data.folders import labelled_text_files
+from onnxpress.runtime.data.lines import read_text
+from onnxpress.runtime.data.options import Source
+from onnxpress.runtime.data.sampling import Sample
+from onnxpress.runtime.data.stored import is_stored
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation.base import Scores, needs
 from onnxpress.runtime.evaluation.correlation import pearson, spearman
+from onnxpress.runtime.evaluation.drawing import draw, listed
 from onnxpress.runtime.evaluation.evidence import Evidence
 from onnxpress.runtime.evaluation.labels import Labels
 from onnxpress.runtime.evaluation.rows import (
@@ -54,6 +59,11 @@ class LabelledText:
         """The text, or both."""
         return (self.text,) if self.pair is None else (self.text, self.pair)
 
+    @property
+    def inputs(self) -> tuple[tuple[str, ...]]:
+        """The text, or both together."""
+        return (self.texts,)
+
 
 class Classification(Protocol):
     """What a model says about one text."""
@@ -79,7 +89,7 @@ class Classifies(Protocol):
 
 
 # Names that go together; a name of the first text alone may mean other things beside other columns.
-_PAIRS = (
+PAIRS = (
     ("text", "text_pair"),
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -108,8 +118,8 @@ _FIRST_ONLY = (
     "question",
     "document",
 )
-_FIRST = (*_FIRST_ONLY, *(first for first, _ in _PAIRS if first not in _FIRST_ONLY))
-_SECOND = tuple(second for _, second in _PAIRS if second not in ("sentence", "passage", "document"))
+FIRST = (*_FIRST_ONLY, *(first for first, _ in PAIRS if first not in _FIRST_ONLY))
+_SECOND = tuple(second for _, second in PAIRS if second not in ("sentence", "passage", "document"))
 _LABEL = (
     "gold_label",
     "label",
@@ -129,14 +139,15 @@ _LABEL = (
 )
 
 
-def _by_name(names: Sequence[str]) -> Positions | None:
-    """Columns of a header."""
-    for first, second in _PAIRS:
-        if found := find_columns(names, text=(first,), pair=(second,), label=_LABEL):
+def _by_name(names: Sequence[str], chosen: Positions) -> Positions | None:
+    """Columns of a header. Beside a text that was chosen by name, only the plainest names are a second one."""
+    pairs = (("text", "text_pair"), ("premise", "hypothesis")) if "text" in chosen else PAIRS
+    for first, second in pairs:
+        if found := find_columns(names, chosen, text=(first,), pair=(second,), label=_LABEL):
             return found
-    return find_columns(names, text=_FIRST, pair=_SECOND, label=_LABEL) or find_columns(
-        names, text=_FIRST, label=_LABEL
-    )
+    if not chosen and (found := find_columns(names, chosen, text=FIRST, pair=_SECOND, label=_LABEL)):
+        return found
+    return find_columns(names, chosen, text=FIRST, label=_LABEL) if "pair" not in chosen else None
 
 
 def _by_order(row: Sequence[str]) -> Positions | None:
@@ -156,28 +167,44 @@ def _number_by_order(row: Sequence[str]) -> Positions | None:
 
 _NAMES = "text and label (text_pair for a second text)"
 _ORDER = "text, label or text, text, label"
-_LAYOUT = Layout(_by_name, _by_order, _NAMES, _ORDER)
-_NUMBER_LAYOUT = Layout(_by_name, _number_by_order, _NAMES, _ORDER)
+COLUMNS = {"text": "text", "text_pair": "pair", "label": "label", "premise": "text", "hypothesis": "pair"}
+_LAYOUT = Layout(_by_name, _by_order, _NAMES, _ORDER, COLUMNS)
+_NUMBER_LAYOUT = Layout(_by_name, _number_by_order, _NAMES, _ORDER, COLUMNS)
 
 
-def read(path: Path, labels: Sequence[str], function: str) -> list[LabelledText]:
-    """Labelled texts from a TSV, CSV or JSONL file. Rows on which the annotators did not agree, whose label is `-` or
-    -1 in public data, are left out.
+def read(sources: Sequence[Source], labels: Sequence[str], function: str, samples: int | None) -> Sample[LabelledText]:
+    """Labelled texts from TSV, CSV, JSONL, datasets, or folders of texts with one folder for each label. Rows on which
+    the annotators did not agree, whose label is `-` or -1 in public data, are left out.
 
     Raises:
-        InvalidInputError: the file cannot be used, or has a label that the model has not; the text says which line.
+        InvalidInputError: a file cannot be used, or has a label that the model has not; the text says which line.
     """
     kind = _kind_of(labels, function)
-    known = Labels(labels)
-    rows = read_rows(path, _NUMBER_LAYOUT if kind == "number" else _LAYOUT)
-    examples = [_example(row, kind, known) for row in rows if kind == "number" or not _is_undecided(row, known)]
-    if not examples:
-        raise InvalidInputError(f"the evaluation file {path} has no labelled texts")
-    if kind == "several labels" and not any(example.gold for example in examples):
-        raise InvalidInputError(f"no text of {path} has a label")
-    if kind == "number" and len({example.gold for example in examples}) < 2:
-        raise InvalidInputError(f"all texts of {path} have the same number; a correlation needs different ones")
-    return examples
+    if kind == "number" and any(source.options.labels for source in sources):
+        raise InvalidInputError("the model predicts a number for a text, so there are no labels to map; leave them out")
+
+    def examples(source: Source) -> Iterator[LabelledText]:
+        known = Labels(labels, source.options.labels)
+        for row in _rows(source, _NUMBER_LAYOUT if kind == "number" else _LAYOUT):
+            if kind == "number" or not _is_undecided(row, known):
+                yield _example(row, kind, known)
+
+    drawn = draw(sources, samples, examples, "labelled texts")
+    if kind == "several labels" and not any(example.gold for example in drawn.items):
+        raise InvalidInputError(f"no text of {listed(sources)} has a label")
+    if kind == "number" and len({example.gold for example in drawn.items}) < 2:
+        raise InvalidInputError(
+            f"all texts of {listed(sources)} have the same number; a correlation needs different ones"
+        )
+    return drawn
+
+
+def _rows(source: Source, layout: Layout) -> Iterator[Row]:
+    if source.path.is_dir() and not is_stored(source.path):
+        for path, label in labelled_text_files(source):
+            yield Row(str(path), {"text": read_text(path), "label": label})
+    else:
+        yield from read_rows(source, layout)
 
 
 def _kind_of(labels: Sequence[str], function: str) -> Kind:

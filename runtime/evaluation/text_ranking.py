@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
+from onnxpress.runtime.data.options import EVALUATION_SAMPLES, Source
+from onnxpress.runtime.data.sampling import Sample, sample_groups
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation.base import Scores, needs
 from onnxpress.runtime.evaluation.evidence import Evidence
@@ -31,6 +32,11 @@ class RankedQuery:
         """The documents."""
         return self.documents
 
+    @property
+    def inputs(self) -> tuple[tuple[str, str], ...]:
+        """The query with each document."""
+        return tuple((self.query, document) for document in self.documents)
+
 
 class RankedDocument(Protocol):
     """One place of a ranking."""
@@ -47,16 +53,18 @@ class Ranks(Protocol):
         """All documents, the best first."""
 
 
-def _by_name(names: Sequence[str]) -> Positions | None:
+def _by_name(names: Sequence[str], chosen: Positions) -> Positions | None:
     """Columns of a header, or keys: one document a row, or all of a query."""
     query = ("query", "question")
     return find_columns(
         names,
+        chosen,
         query=query,
         document=("document", "passage", "doc", "text"),
         relevance=("relevance", "label", "score", "rel", "grade"),
     ) or find_columns(
         names,
+        chosen,
         query=query,
         positive=("positive", "positives", "pos"),
         negative=("negative", "negatives", "neg"),
@@ -68,32 +76,43 @@ def _by_order(row: Sequence[str]) -> Positions | None:
     return {"query": 0, "document": 1, "relevance": 2} if len(row) >= 3 and is_number(row[2]) else None
 
 
+COLUMNS = {name: name for name in ("query", "document", "relevance", "positive", "negative")}
 _LAYOUT = Layout(
     _by_name,
     _by_order,
     "query, document and relevance (in JSONL also query, positive and negative)",
     "query, document, relevance",
+    COLUMNS,
 )
 
 
-def read(path: Path, labels: Sequence[str], function: str) -> list[RankedQuery]:
-    """Queries from a TSV, CSV or JSONL file, in the order in which each is first met.
+def read(sources: Sequence[Source], labels: Sequence[str], function: str, samples: int | None) -> Sample[RankedQuery]:
+    """Queries from TSV, CSV, JSONL or datasets, in the order in which each is first met. The rows of a query may lie
+    anywhere in a file.
 
     Raises:
-        InvalidInputError: the file cannot be used, or a query has no relevant document; the text says which line.
+        InvalidInputError: a file cannot be used, or a query has no relevant document; the text says which line.
     """
-    queries: dict[str, list[tuple[str, int]]] = {}
-    places: dict[str, str] = {}
-    for row in read_rows(path, _LAYOUT):
-        query = text_of(row.place, "the query", row.cells["query"])
-        places.setdefault(query, row.place)
-        queries.setdefault(query, []).extend(_documents(row.place, row.cells))
-    if not queries:
-        raise InvalidInputError(f"the evaluation file {path} has no queries")
-    for query, documents in queries.items():
+    drawn = sample_groups(_judged(sources), samples or EVALUATION_SAMPLES)
+    queries = []
+    for (_, query), rows in drawn.items:
+        documents = [document for _, of_row in rows for document in of_row]
         if not any(relevance for _, relevance in documents):
-            raise InvalidInputError(f"{places[query]}: the query {query[:40]!r} has no relevant document; leave it out")
-    return [_neutral(query, documents) for query, documents in queries.items()]
+            raise InvalidInputError(f"{rows[0][0]}: the query {query[:40]!r} has no relevant document; leave it out")
+        queries.append(_neutral(query, documents))
+    return Sample(tuple(queries), drawn.total)
+
+
+def _judged(sources: Sequence[Source]) -> Iterator[tuple[tuple[int, str], tuple[str, list[tuple[str, int]]]]]:
+    """File and query; place and documents of each row."""
+    for index, source in enumerate(sources):
+        found = False
+        for row in read_rows(source, _LAYOUT):
+            found = True
+            query = text_of(row.place, "the query", row.cells["query"])
+            yield (index, query), (row.place, list(_documents(row.place, row.cells)))
+        if not found:
+            raise InvalidInputError(f"{source} has no queries")
 
 
 def figure(queries: Sequence[RankedQuery]) -> tuple[str, str]:

@@ -6,17 +6,22 @@ A file is CoNLL (a word a line, its tag last, an empty line between sentences) o
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import operator
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from onnxpress.runtime.data.lines import read_lines
+from onnxpress.runtime.data.options import Source
+from onnxpress.runtime.data.sampling import Sample
+from onnxpress.runtime.data.stored import is_stored
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation.base import Scores, needs
+from onnxpress.runtime.evaluation.drawing import draw, listed
 from onnxpress.runtime.evaluation.evidence import Evidence
 from onnxpress.runtime.evaluation.labels import Labels
-from onnxpress.runtime.evaluation.rows import JSON_SUFFIXES, find_columns, read_objects, read_text, texts_of
+from onnxpress.runtime.evaluation.rows import JSON_SUFFIXES, Layout, Positions, find_columns, read_rows, texts_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +36,11 @@ class TaggedSentence:
         """The sentence with spaces between the words."""
         return (" ".join(self.words),)
 
+    @property
+    def inputs(self) -> tuple[tuple[str]]:
+        """The same."""
+        return (self.texts,)
+
 
 class LabelsWords(Protocol):
     """What is needed of a model."""
@@ -44,26 +54,40 @@ _PREFIXED = re.compile(r"([BIESLUM])-(.+)", re.DOTALL)
 _SAME = {"L": "E", "U": "S", "M": "I"}
 
 
-def read(path: Path, labels: Sequence[str], function: str) -> list[TaggedSentence]:
-    """Tagged sentences from a file.
+def _by_name(names: Sequence[str], chosen: Positions) -> Positions | None:
+    """Keys of an object, or columns of a dataset."""
+    return find_columns(
+        names, chosen, tokens=("tokens", "words"), tags=("tags", "ner_tags", "labels", "ner", "pos_tags")
+    )
+
+
+COLUMNS = {"tokens": "tokens", "tags": "tags"}
+_LAYOUT = Layout(_by_name, lambda row: None, "tokens and tags", "", COLUMNS)
+
+
+def read(
+    sources: Sequence[Source], labels: Sequence[str], function: str, samples: int | None
+) -> Sample[TaggedSentence]:
+    """Tagged sentences from files or datasets.
 
     A tag is one of the model's, or one in another scheme for a type that the model has: B-LOC fits a model that only
     says LOC or I-LOC.
 
     Raises:
-        InvalidInputError: the file cannot be used, or has a tag that the model has not; the text says which line.
+        InvalidInputError: a file cannot be used, or has a tag that the model has not; the text says which line.
     """
-    tags = _Tags(labels)
-    text = read_text(path)
-    read_sentences = _json_sentences if path.suffix in JSON_SUFFIXES else _conll_sentences
-    sentences = list(read_sentences(path, text, tags))
-    if not sentences:
-        raise InvalidInputError(f"the evaluation file {path} has no sentences")
-    if all(tag == "O" for sentence in sentences for tag in sentence.tags):
+
+    def sentences(source: Source) -> Iterator[TaggedSentence]:
+        tags = _Tags(labels, source.options.labels)
+        in_rows = is_stored(source.path) or source.path.is_dir() or source.suffix in JSON_SUFFIXES
+        return _sentences(source, tags) if in_rows else _conll_sentences(source, tags)
+
+    drawn = draw(sources, samples, sentences, "sentences")
+    if all(tag == "O" for sentence in drawn.items for tag in sentence.tags):
         raise InvalidInputError(
-            f"all words of {path} have the tag O; entities are needed to measure how they are found"
+            f"all words of {listed(sources)} have the tag O; entities are needed to measure how they are found"
         )
-    return sentences
+    return drawn
 
 
 def figure(sentences: Sequence[TaggedSentence]) -> tuple[str, str]:
@@ -131,8 +155,8 @@ def _to_iobes(rows: Sequence[Sequence[str]]) -> list[list[str]]:
 class _Tags:
     """Tags of a file to those of a model."""
 
-    def __init__(self, labels: Sequence[str]) -> None:
-        self._labels = Labels(labels)
+    def __init__(self, labels: Sequence[str], given: Mapping[str, str]) -> None:
+        self._labels = Labels(labels, given)
         self._types = {_type_of(name): _type_of(name) for name in labels if name != "O"}
 
     def get(self, place: str, tag: Any) -> str:
@@ -148,9 +172,11 @@ def _type_of(name: str) -> str:
     return match[2] if match else name
 
 
-def _conll_sentences(path: Path, text: str, tags: _Tags) -> Iterator[TaggedSentence]:
+def _conll_sentences(source: Source, tags: _Tags) -> Iterator[TaggedSentence]:
     words: list[tuple[str, str]] = []
-    for number, line in enumerate((*text.split("\n"), ""), 1):
+    lines = read_lines(source.path, source.purpose)
+    for number, raw in enumerate(itertools.chain(lines, [""]), 1):
+        line = raw.removesuffix("\n")
         if line.startswith("-DOCSTART-"):
             continue
         # Not split(), which also splits at the spaces of Unicode that words contain.
@@ -160,20 +186,16 @@ def _conll_sentences(path: Path, text: str, tags: _Tags) -> Iterator[TaggedSente
                 yield TaggedSentence(tuple(word for word, _ in words), tuple(tag for _, tag in words))
             words = []
             continue
-        place = f"{path}, line {number}"
+        place = f"{source.path}, line {number}"
         if len(cells) < 2 or not cells[0].strip():
             raise InvalidInputError(f"{place}: expected a word and its tag, found {line.strip()[:40]!r}")
         words.append((cells[0].strip(" "), tags.get(place, cells[-1].strip(" "))))
 
 
-def _json_sentences(path: Path, text: str, tags: _Tags) -> Iterator[TaggedSentence]:
-    for place, row in read_objects(path, text, "the keys tokens and tags"):
-        names = list(row)
-        found = find_columns(names, tokens=("tokens", "words"), tags=("tags", "ner_tags", "labels", "ner", "pos_tags"))
-        if found is None:
-            raise InvalidInputError(f"{place}: expected an object with the keys tokens and tags")
-        words = texts_of(place, "tokens", row[names[found["tokens"]]])
-        values = row[names[found["tags"]]]
+def _sentences(source: Source, tags: _Tags) -> Iterator[TaggedSentence]:
+    for row in read_rows(source, _LAYOUT):
+        place, values = row.place, row.cells["tags"]
+        words = texts_of(place, "tokens", row.cells["tokens"])
         if not isinstance(values, list) or len(values) != len(words):
             count = f"{len(values)} tags" if isinstance(values, list) else "no list of tags"
             raise InvalidInputError(f"{place}: {len(words)} tokens and {count}")

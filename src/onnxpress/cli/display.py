@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -88,6 +88,8 @@ class ExportDisplay:
         for variant in report["variants"]:
             if variant["failure"]:
                 self._console.print(f"{variant['name']} is not in the bundle: {variant['failure']}", markup=False)
+        for note in _data_notes(report):
+            self._console.print(note, markup=False)
         default = report["default"]
         self._console.print(f"default: {default['variant']}, {default['reason']}", markup=False)
         self._console.print(f"bundle:  {folder}", markup=False, soft_wrap=True)
@@ -114,6 +116,17 @@ class ExportDisplay:
             detail = Text(state["detail"], style="dim", overflow="ellipsis", no_wrap=True)
             table.add_row(Text(_WORDS[step]), bar, f"{seconds:5.1f} s", detail)
         return table
+
+
+def _data_notes(report: Mapping[str, Any]) -> Iterator[str]:
+    """What is said of the data that accuracy and quantization rest on."""
+    from onnxpress.exporter.page.method import synthetic_warning
+
+    evaluation = report["evaluation"]
+    if evaluation and evaluation["rows"] > evaluation["samples"]:
+        yield f"accuracy on {evaluation['samples']:,} of {evaluation['rows']:,} examples, drawn evenly (--eval-samples)"
+    if (warning := synthetic_warning(report)) is not None:
+        yield warning
 
 
 @dataclasses.dataclass(frozen=True)

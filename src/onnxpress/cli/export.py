@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from onnxpress.exporter import ExportConfig
@@ -20,6 +20,8 @@ HELP = "Trace, optimize, verify and measure a model, and write it as a bundle."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
+    from onnxpress.cli.data import add_evaluation_arguments
+
     parser.add_argument("model", metavar="MODEL", help="a local folder, an .onnx file, a recipe's name or a hub id")
     parser.add_argument("--output", "-o", metavar="DIR", required=True, help="the folder to create")
     parser.add_argument(
@@ -31,28 +33,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
         metavar="LIST",
-        help="precisions to make, such as fp32,fp16,int8 or, of decoders, int4 and, for CUDA, bf16 (default: all the "
-        "target runs)",
+        help="precisions to make: fp32, fp16, int8, int4, of encoders int8-static (ranges of activations found on "
+        "texts beforehand), for CUDA bf16 (default: all the target runs, of encoders fp32,fp16,int8)",
     )
     parser.add_argument("--target", default="cpu", help="where it will run: cpu, cuda or tensorrt (default: cpu)")
-    parser.add_argument(
-        "--eval",
-        metavar="FILE",
-        action="append",
-        help="labelled examples of the task to measure accuracy on (docs/evaluation.md); may be repeated",
-    )
+    add_evaluation_arguments(parser)
     parser.add_argument(
         "--calibration",
-        metavar="FILE",
+        metavar="PATH",
         action="append",
-        help="texts to round a decoder's 4-bit weights on, some 30,000 tokens: plain text, or JSONL, CSV or TSV with "
-        "`text`; may be repeated (default: each weight is rounded by itself)",
+        help="texts to calibrate quantization on: JSONL, CSV, TSV or a dataset with `text`, plain text, or a folder of "
+        "texts; `synthetic` takes random tokens; may be repeated (default: for encoders the texts of --eval, else "
+        "random tokens; for decoders none, each weight is rounded by itself)",
+    )
+    parser.add_argument(
+        "--calibration-columns", metavar="MAP", help="columns of these, as with --eval-columns: text, text_pair"
+    )
+    parser.add_argument(
+        "--calibration-samples",
+        type=int,
+        metavar="N",
+        help="texts to draw from them at most (default: 256; of decoders 2,048)",
     )
     parser.add_argument(
         "--block-size",
         type=int,
         metavar="N",
-        help="weights of a decoder that share a scale in int8 and int4: 16, 32, 64 or 128 (default: up to 128)",
+        help="weights that share a scale in int4, of decoders in int8 too: 16, 32, 64 or 128 (default: up to 128)",
     )
     parser.add_argument(
         "--symmetric",
@@ -70,6 +77,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="bits of the language model head and the token embedding, 4 or 8 (default: as the variant)",
+    )
+    parser.add_argument(
+        "--calibration-method",
+        metavar="NAME",
+        help="how int8-static finds the range of an activation: minmax, percentile (99.99) or entropy (default: the "
+        "better of the first two)",
+    )
+    parser.add_argument(
+        "--migration",
+        metavar="ALPHA",
+        help="how far int8-static moves the scales of channels from activations to weights, from 0 to 1, or off "
+        "(default: the better of 0.75 and off)",
+    )
+    parser.add_argument(
+        "--embedding-bits",
+        type=int,
+        metavar="N",
+        help="bits of the embedding tables in an encoder's int8 and int8-static, 8 or 4 (default: float32)",
     )
     parser.add_argument(
         "--objective",
@@ -194,7 +219,34 @@ def _seconds(text: str) -> float:
         raise InvalidInputError(f"the time {text!r} is none; give a number and s, m or h, such as 90s or 5m") from error
 
 
+def _calibration(given: list[str] | None) -> tuple[Path, ...] | Literal["synthetic"] | None:
+    from onnxpress.runtime.errors import InvalidInputError
+
+    if not given or given == ["synthetic"]:
+        return "synthetic" if given else None
+    if "synthetic" in given:
+        raise InvalidInputError(
+            "--calibration synthetic takes random tokens in place of files; give one or the other (a file of that name "
+            "is ./synthetic)"
+        )
+    return tuple(map(Path, given))
+
+
+def _migration(given: str | None) -> float | Literal["off"] | None:
+    from onnxpress.runtime.errors import InvalidInputError
+
+    if given is None:
+        return None
+    if given == "off":
+        return "off"
+    try:
+        return float(given)
+    except ValueError as error:
+        raise InvalidInputError(f"--migration is {given!r}; give a number from 0 to 1, or off") from error
+
+
 def _config(arguments: argparse.Namespace) -> ExportConfig:
+    from onnxpress.cli.data import mapping_of
     from onnxpress.exporter import ExportConfig, Thresholds
 
     bounds = {
@@ -208,11 +260,20 @@ def _config(arguments: argparse.Namespace) -> ExportConfig:
         variants=None if variants is None else tuple(name.strip() for name in variants.split(",") if name.strip()),
         target=arguments.target,
         evaluation=tuple(map(Path, arguments.eval)) if arguments.eval else None,
-        calibration=tuple(map(Path, arguments.calibration)) if arguments.calibration else None,
+        evaluation_columns=mapping_of("--eval-columns", arguments.eval_columns),
+        evaluation_labels=mapping_of("--eval-labels", arguments.eval_labels),
+        evaluation_split=arguments.eval_split,
+        evaluation_samples=arguments.eval_samples,
+        calibration=_calibration(arguments.calibration),
+        calibration_columns=mapping_of("--calibration-columns", arguments.calibration_columns),
+        calibration_samples=arguments.calibration_samples,
         block_size=arguments.block_size,
         symmetric=arguments.symmetric,
         accuracy_level=arguments.accuracy_level,
         head_bits=arguments.head_bits,
+        calibration_method=arguments.calibration_method,
+        migration=_migration(arguments.migration),
+        embedding_bits=arguments.embedding_bits,
         objective=arguments.objective,
         max_accuracy_drop=arguments.max_accuracy_drop,
         min_metric=arguments.min_metric,
