@@ -17,7 +17,7 @@ _SHORTEST = 0  # latency is judged at the shortest length measured: one short re
 def choose(state: State) -> State:
     """Mark the default variant. Variants that are not verified on their target are never chosen."""
     passed = [variant for variant in state.variants if variant.status == "passed"]
-    # The gate judges by all examples; what the search found not to hold on a half of them is not what was asked for.
+    # The gate judges by all examples; what the search found not to hold on a part of them is not what was asked for.
     able = [variant for variant in passed if variant.name not in state.rejected] or passed
     scores = {variant.name: _score(state, variant) for variant in able}
     best = max(able, key=lambda variant: scores[variant.name])

@@ -155,6 +155,8 @@ def _read_data(config: ExportConfig, task: str, source: Source) -> tuple[Evaluat
         raise InvalidInputError("min_metric needs labelled examples to measure it on; give evaluation files, too")
     if config.calibration_columns is not None and config.calibration in (None, (), SYNTHETIC):
         raise InvalidInputError("calibration_columns says how files are read, but calibration names none")
+    if config.min_metric is not None and not config.evaluation:
+        raise InvalidInputError("min_metric needs labelled examples to measure it on; give evaluation files, too")
     if config.evaluation:
         evaluation = read_evaluation(config.evaluation, task, names, function, config.evaluation_data())
     if config.calibration:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from onnx import NodeProto
 
 from onnxpress.quantize.mixed import ERRORS, SIZES, SQUARES, SWITCHES, write_comparing, write_switchable
 from onnxpress.quantize.splicing import Part, Splicer, open_part, weights_of
@@ -111,12 +112,16 @@ def _difference(output: Compared, feeds: Feeds, expected: Array, found: Array) -
     if output.kind == "values":
         return float(np.square(a - b).sum()), float(np.square(a).sum())
     p, q = (_log_softmax(value) if output.kind == "softmax" else _log_sigmoid(value) for value in (a, b))
-    probabilities = np.exp(p)
-    terms = np.where(probabilities > 0, probabilities * (p - q), 0.0)
+    terms = _terms(p, q)
     if output.kind == "sigmoid":  # the other answer, too
-        p, q = _log_sigmoid(-a), _log_sigmoid(-b)
-        terms = terms + np.where(np.exp(p) > 0, np.exp(p) * (p - q), 0.0)
+        terms = terms + _terms(_log_sigmoid(-a), _log_sigmoid(-b))
     return float(terms.sum()), float(np.prod(a.shape[:-1]))
+
+
+def _terms(p: Array, q: Array) -> Array:
+    """exp(p) (p - q), of logarithms; 0 where a probability is."""
+    with np.errstate(invalid="ignore"):  # minus infinity less itself
+        return np.where(np.exp(p) > 0, np.exp(p) * (p - q), 0.0)
 
 
 def _log_softmax(values: Array) -> Array:
@@ -180,7 +185,7 @@ def measure_sensitivity(
     sweep = _Sweep(run, feeds, outputs, len(nodes))
     left = None if seconds is None else seconds - (time.perf_counter() - start)
     found = sweep.measure([int(index) for index in np.argsort(-local)], left, progress)
-    estimated = _estimates(found, local)
+    estimated = _estimates(found, local, sweep.all_quantized)
     return Sensitivity(
         precision,
         sweep.all_quantized,
@@ -234,10 +239,11 @@ class _Sweep:
         return divergence.value
 
 
-def _estimates(found: Mapping[int, float], local: Array) -> Array:
-    """Divergences by local errors alone: in the proportion that is the median among the nodes that were measured."""
+def _estimates(found: Mapping[int, float], local: Array, together: float) -> Array:
+    """Divergences by local errors alone: in the proportion that is the median among the nodes that were measured; where
+    none was, so that they add up to that of all nodes together."""
     ratios = [value / local[index] for index, value in found.items() if local[index] > 0 and np.isfinite(value)]
-    result: Array = local * (statistics.median(ratios) if ratios else 1.0)
+    result: Array = local * (statistics.median(ratios) if ratios else together / max(local.sum(), 1e-30))
     return result
 
 
@@ -246,9 +252,6 @@ def _of_node(
 ) -> NodeSensitivity:
     node, base = splicer.nodes[name], splicer.base
     weights = weights_of(base, node)
-    # Each element of a product's result is a sum over the other axis of the weight: [K, N], or [N, K] transposed.
-    dims = list(base.tensors[weights[0]].dims)
-    width = _width(base, node.output[0], dims)
     form = splicer.form(name, part, "")
     assert form is not None
     return NodeSensitivity(
@@ -257,17 +260,22 @@ def _of_node(
         divergence=float(estimated) if measured is None else measured,
         measured=measured is not None,
         local_error=local,
-        multiply_adds=0 if node.op_type == "Gather" else size * width,
+        multiply_adds=round(size * _products(base, node, weights)),
         size_bytes=sum(part.size_bytes(weight) for weight, _ in form.weights),
         float32_bytes=sum(base.size_bytes(weight) for weight in weights),
     )
 
 
-def _width(base: Part, result: str, dims: Sequence[int]) -> int:
-    """How many products each element of a node's result sums up."""
-    node = base.producers[result]
+def _products(base: Part, node: NodeProto, weights: Sequence[str]) -> float:
+    """How many multiplications each element of a node's result takes."""
+    dims = [list(base.tensors[weight].dims) for weight in weights]
+    if node.op_type == "Gather":
+        return 0.0
+    if node.op_type == "MoE":  # each token goes through k of the experts; the result has as many channels as the input
+        chosen = next((attribute.i for attribute in node.attribute if attribute.name == "k"), 1)
+        return float(sum(chosen * size[1] * size[2] for size in dims) / dims[-1][1])
     transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
     producer = base.producers.get(node.input[1])
     if producer is not None and producer.op_type == "Transpose":
         transposed = not transposed
-    return int(dims[-1] if transposed else dims[-2])
+    return float(dims[0][-1] if transposed else dims[0][-2])

@@ -82,7 +82,7 @@ def accuracy_chart(report: Report) -> Html | None:
 
 
 _TRIALS = (
-    "Small dots are graphs that the search tried: accuracy as the drop on its half of the evaluation, latency as the "
+    "Small dots are graphs that the search tried: accuracy as the drop on its part of the evaluation, latency as the "
     "speed against float32. Those at the lower edge lose more than the chart shows."
 )
 

@@ -246,7 +246,8 @@ _WRITING = (
 
 _SENSITIVITY = (
     "How far the outputs go from float32 when one node alone has fewer bits: of logits the divergence of the "
-    "probabilities in nats, of others the squared difference over the square. Nodes are named by their PyTorch modules."
+    "probabilities in nats, of others the squared difference over the square. Nodes are named by their PyTorch "
+    "modules; fp32 marks those that the accepted graph keeps in float32."
 )
 
 
@@ -259,7 +260,7 @@ def _table_sections(report: Report) -> list[Html | None]:
             search.search_content(report),
             absent=part(report, "search").get("sentence"),
         ),
-        _section("Sensitivity", _SENSITIVITY, [search.sensitivity_chart(report)]),
+        _section("Sensitivity", _SENSITIVITY, search.sensitivity_charts(report)),
         _section(
             f"Parity with {reference(report)}",
             parity.parity_lead(report),

@@ -24,7 +24,8 @@ from onnxpress.exporter.page.values import (
     significant,
 )
 
-_MOST_BARS = 20
+_MOST_BARS = 12
+_MOST_SHARE = 0.75
 _MOST_TRIALS = 30
 _ENDED = {"budget": "when its time was up", "interrupt": "when it was interrupted"}
 
@@ -39,7 +40,7 @@ def search_lead(report: Report) -> str | None:
     splits, seconds = part(found, "splits"), figure(found, "seconds")
     ended = _ENDED.get(str(found.get("ended")))
     examples = (
-        f"The evaluation was halved: {number(figure(splits, 'search'), 0)} examples to search with, "
+        f"The evaluation was split: {number(figure(splits, 'search'), 0)} examples to search with, "
         f"{number(figure(splits, 'held_out'), 0)} to check the result with. Speeds are against float32, run in turn."
     )
     took = (
@@ -89,11 +90,12 @@ def _trial_row(trial: Row, decimals: int, accepted: bool) -> Html:
 
 
 def _verdict(trial: Row) -> str:
-    """Whether a trial holds, and if it was checked and rejected, why."""
-    check = trial.get("check")
-    if check in (None, "passed"):
-        return "✓ yes" if trial.get("holds") else "✕ no"
-    return f"✕ {check}"
+    """Whether a trial holds; if not for its metric, why."""
+    if trial.get("failure"):
+        return f"✕ {trial['failure']}"
+    if trial.get("holds_held_out") is False:
+        return "✕ not on the examples held out"
+    return "✓ yes" if trial.get("holds") else "✕ no"
 
 
 def _held_out(report: Report) -> Html | None:
@@ -106,10 +108,8 @@ def _held_out(report: Report) -> Html | None:
         for key, name in (("search", "Searched with"), ("held_out", "Held out"))
         if part(found, key)
     ]
-    if found.get("failure"):
-        facts.append((f"{found.get('trial')}", found["failure"]))
     looks = figure(found, "looks") or 0
-    facts.append(("Looks at the held-out half", number(looks, 0)))
+    facts.append(("Looks at the held-out part", number(looks, 0)))
     return definitions(facts)
 
 
@@ -124,24 +124,23 @@ def _change(report: Report, found: Row) -> str:
     return f"{after} against {before} in float32 on {number(figure(found, 'samples'), 0)} examples{interval}"
 
 
-def sensitivity_chart(report: Report) -> Html | None:
-    """The divergence that each node makes alone, the largest first."""
+def sensitivity_charts(report: Report) -> list[Html | None]:
+    """For each quantized graph, the divergence that each of its nodes makes alone, the largest first."""
     precisions = [entry for entry in part(report, "sensitivity").get("precisions") or [] if isinstance(entry, Mapping)]
     kept = _kept_in_float32(report)
-    panels, more = [], []
-    for entry in precisions:
+    charts: list[Html | None] = []
+    for order, entry in enumerate(precisions):
         nodes = [node for node in entry.get("nodes") or [] if figure(node, "divergence") is not None]
         nodes.sort(key=lambda node: figure(node, "divergence") or 0.0, reverse=True)
         if not nodes:
             continue
         shared = _shared_prefix([_name(node) for node in nodes])
-        panels.append(Panel(str(entry.get("precision")), [_bar(node, shared, kept) for node in nodes[:_MOST_BARS]]))
+        panel = Panel(str(entry.get("precision")), [_bar(node, shared, kept) for node in nodes[:_MOST_BARS]])
+        name = f"sensitivity-{order}-chart"
+        charts.append(bar_figure(name, f"Divergence of single nodes in {panel.title}", [panel], None))
         if len(nodes) > _MOST_BARS:
-            more.append(f"{entry.get('precision')}: and {len(nodes) - _MOST_BARS} more, each with less")
-    if not panels:
-        return None
-    below = element("p", "; ".join(more) + ".", class_="remark") if more else None
-    return element("div", bar_figure("sensitivity-chart", "Divergence of single nodes", panels, None), below)
+            charts.append(element("p", f"And {len(nodes) - _MOST_BARS} more, each with less.", class_="remark"))
+    return charts
 
 
 def _kept_in_float32(report: Report) -> set[str]:
@@ -157,17 +156,22 @@ def _name(node: Row) -> str:
 
 
 def _shared_prefix(names: Sequence[str]) -> str:
-    """What all module paths begin with, up to a dot."""
-    first, last = min(names), max(names)
-    length = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
-    return first[: first.rfind(".", 0, length) + 1]
+    """What the module paths of most begin with: the modules around the layers."""
+    best = ""
+    for name in names:
+        for place in (index for index, letter in enumerate(name) if letter == "."):
+            start = name[: place + 1]
+            most = sum(other.startswith(start) for other in names) >= _MOST_SHARE * len(names)
+            if most and len(start) > len(best):
+                best = start
+    return best[: best.rstrip(".").rfind(".") + 1]  # "layer." stays: the number after it says nothing alone
 
 
 def _bar(node: Row, shared: str, kept: set[str]) -> Bar:
     value, local = figure(node, "divergence"), figure(node, "local_error")
     quantized, plain = (number(megabytes(figure(node, key)), 2) for key in ("size_bytes", "float32_bytes"))
     stays = str(node.get("node")) in kept
-    shown = scientific(value) + " (kept in float32)" * stays
+    shown = scientific(value) + " · fp32" * stays
     lines = [
         _name(node),
         f"{node.get('op_type')} {node.get('node')}",

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import onnx
 
 from onnxpress.exporter.search.plan import Outcome, Trial
 from onnxpress.exporter.search.splits import Splits
 from onnxpress.exporter.search.trials import Budget, Limit, TrialBench
 from onnxpress.exporter.state import State
-from onnxpress.quantize.graphs import MODULE_KEY
+from onnxpress.quantize.graphs import module_of
 from onnxpress.quantize.mixed import FLOAT32
 from onnxpress.quantize.sensitivity import Sensitivity
 from onnxpress.quantize.splicing import open_part, weighted_nodes
@@ -34,7 +32,7 @@ def search_document(
     before = bench.float32["metric"] if bench.trials else None
     nodes = list(weighted_nodes(open_part(state.fused.path)))
     accepted = outcome.accepted
-    checks = {verdict["trial"]: _check(verdict) for verdict in bench.verdicts}
+    checks = {verdict["trial"]: bool(verdict["holds"]) for verdict in bench.verdicts}
     return {
         "limit": {"max_accuracy_drop": limit.max_drop, "min_metric": limit.min_metric},
         "objective": state.config.objective,
@@ -51,7 +49,7 @@ def search_document(
 
 
 def _trial(
-    trial: Trial, nodes: Sequence[str], before: float | None, splits: Splits, check: str | None
+    trial: Trial, nodes: Sequence[str], before: float | None, splits: Splits, held_out: bool | None
 ) -> dict[str, Any]:
     figures = trial.figures
     after = figures["metric"]
@@ -72,15 +70,9 @@ def _trial(
         "size_bytes": figures["size_bytes"],
         "peak_memory_bytes": figures["peak_memory_bytes"],
         "holds": trial.holds,
-        "check": check,
+        "failure": figures["failure"],
+        "holds_held_out": held_out,
     }
-
-
-def _check(verdict: Mapping[str, Any]) -> str:
-    """What became of a trial that held on the examples to search with."""
-    if verdict["holds"]:
-        return "passed"
-    return str(verdict["failure"] or "does not hold on the examples held out")
 
 
 def _held_out(bench: TrialBench, accepted: Trial | None) -> dict[str, Any] | None:
@@ -88,15 +80,7 @@ def _held_out(bench: TrialBench, accepted: Trial | None) -> dict[str, Any] | Non
     if not bench.verdicts:
         return None
     last = bench.verdicts[-1]
-    parts = last["parts"] or {"search": None, "held_out": None}
-    return {
-        "trial": last["trial"],
-        "holds": last["holds"],
-        "failure": last["failure"],
-        "search": parts["search"],
-        "held_out": parts["held_out"],
-        "looks": sum(verdict["parts"] is not None for verdict in bench.verdicts),
-    }
+    return {key: last[key] for key in ("trial", "holds", "search", "held_out")} | {"looks": len(bench.verdicts)}
 
 
 def _sentence(bench: TrialBench, limit: Limit, splits: Splits, outcome: Outcome, variant: str | None) -> str:
@@ -104,7 +88,7 @@ def _sentence(bench: TrialBench, limit: Limit, splits: Splits, outcome: Outcome,
     asked = limit.words(splits.search)
     if outcome.accepted is not None:
         gain = 1 / outcome.accepted.figures["milliseconds_ratio"]
-        return f"{variant} {asked} on both halves of the evaluation, at {gain:.2f} times the speed of float32."
+        return f"{variant} {asked} on both parts of the evaluation, at {gain:.2f} times the speed of float32."
     cut = {"budget": " within the time it had", "interrupt": " before it was interrupted", "done": ""}[outcome.ended]
     if not bench.trials:
         return f"The search could try nothing{cut}: float32 is the answer."
@@ -123,12 +107,8 @@ def sensitivity_document(base: Path, measured: Sequence[Sensitivity]) -> dict[st
                 "precision": found.precision,
                 "divergence": found.divergence,
                 "seconds": round(found.seconds, 1),
-                "nodes": [dataclasses.asdict(node) | {"module": _module(nodes[node.node])} for node in found.nodes],
+                "nodes": [dataclasses.asdict(node) | {"module": module_of(nodes[node.node])} for node in found.nodes],
             }
             for found in measured
         ],
     }
-
-
-def _module(node: onnx.NodeProto) -> str | None:
-    return next((entry.value for entry in node.metadata_props if entry.key == MODULE_KEY), None)

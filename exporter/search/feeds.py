@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,11 @@ import numpy.typing as npt
 import tokenizers
 
 from onnxpress.exporter.building import real_cases
-from onnxpress.exporter.calibration import PrefillFeeds, calibration_rows
+from onnxpress.exporter.calibration import PrefillFeeds, calibration_rows, encoder_feeds
 from onnxpress.exporter.state import TOKENIZER_FILE, State
 from onnxpress.quantize.sensitivity import Compared
-from onnxpress.runtime.encoder import Encoder, FloatArray, Graph, IntArray
-from onnxpress.runtime.evaluation import Evaluation, evaluate
+from onnxpress.runtime.encoder import IntArray
+from onnxpress.runtime.evaluation import Evaluation
 from onnxpress.runtime.evaluation.text_generation import Passage
 from onnxpress.runtime.generation.replay import LOGITS_BYTES
 from onnxpress.runtime.verification import Case
@@ -49,40 +49,16 @@ def outputs_of(state: State) -> list[Compared]:
     return found
 
 
-def sample_feeds(state: State, evaluation: Evaluation, load: Callable[[], Any]) -> list[Feeds]:
-    """Inputs made of examples: those that a model gets when it is evaluated on them, some thousand tokens.
+def sample_feeds(state: State, evaluation: Evaluation) -> list[Feeds]:
+    """Inputs made of the texts that were given to calibrate on, or else of examples: some thousand tokens.
 
     Args:
         state: of the export.
         evaluation: the examples.
-        load: gives a model for the task.
     """
     if state.task == "text-generation":
         return _decoder_feeds(state, evaluation)
-    assert state.facts is not None
-    model = load()
-    recorder = _Recorder(model.encoder.graph)
-    model.encoder = Encoder(recorder, state.facts.settings.tokenizer, state.facts.inputs, state.facts.outputs)
-    evaluate(model, evaluation)
-    model.close()
-    return _some(recorder.seen)
-
-
-class _Recorder:
-    """Computes as another does, and keeps what it is given."""
-
-    workers = 1
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        self.seen: list[dict[str, IntArray]] = []
-
-    def plan(self, lengths: Sequence[int]) -> list[list[int]]:
-        return self._graph.plan(lengths)
-
-    def run(self, feeds: dict[str, IntArray], alone: bool) -> list[FloatArray]:
-        self.seen.append(feeds)
-        return self._graph.run(feeds, alone)
+    return _some(encoder_feeds(state, evaluation)[0])
 
 
 def _some(feeds: Sequence[dict[str, IntArray]]) -> list[Feeds]:

@@ -33,7 +33,7 @@ class Trial:
     """By the objective, as a share of what float32 costs."""
     divergence: float
     holds: bool
-    """Whether it keeps the limit on the examples to search with."""
+    """Whether it keeps the limit on the examples to search with, and passes the gate's comparison."""
     figures: Mapping[str, Any]
     """All that was measured, for the report."""
 
@@ -65,7 +65,7 @@ class Bench(Protocol):
         """
 
     def accepts(self, trial: Trial) -> bool:
-        """Whether it also holds on the examples held out, and passes the gate."""
+        """Whether it also holds on the examples held out."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,20 +11,23 @@ from onnxpress.runtime.evaluation.text_generation import Passage
 
 _SEED = 0
 _LEAST = 4
+_MOST, _MOST_PIECES = 2000, 64
+"""Examples to search with, which every trial is scored on, and pieces of text."""
 _PIECE = 2000
 """Characters of a piece of text at least: about as many tokens as a decoder's perplexity is computed on at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """An evaluation in two halves that have no example in common."""
+    """An evaluation in two parts that have no example in common."""
 
     search: Evaluation
     held_out: Evaluation
 
 
 def split(evaluation: Evaluation) -> Splits:
-    """Shuffle the examples, always in the same way, and halve them. Texts of decoders are cut into pieces first.
+    """Shuffle the examples, always in the same way, and halve them; of many, more than a half is held out. Texts of
+    decoders are cut into pieces first.
 
     Raises:
         InvalidInputError: there are too few.
@@ -40,7 +43,8 @@ def split(evaluation: Evaluation) -> Splits:
             "search with and a half to check the result with: give more, or leave out the accuracy that is asked for"
         )
     order = random.Random(_SEED).sample(range(count), count)
-    return Splits(evaluation.subset(sorted(order[: count // 2])), evaluation.subset(sorted(order[count // 2 :])))
+    searched = min(count // 2, _MOST_PIECES if evaluation.task == "text-generation" else _MOST)
+    return Splits(evaluation.subset(sorted(order[:searched])), evaluation.subset(sorted(order[searched:])))
 
 
 def _pieces(text: str) -> list[str]:

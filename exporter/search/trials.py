@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from onnxpress.exporter.search.plan import OutOfTimeError, Trial
 from onnxpress.exporter.search.splits import Splits
 from onnxpress.exporter.state import Graph, State, VariantState
 from onnxpress.quantize.graphs import PassReport
-from onnxpress.quantize.int8_static import Int8StaticConfig, quantize_int8_static
 from onnxpress.quantize.mixed import FLOAT32, MixedConfig, mix_precisions
 from onnxpress.quantize.sensitivity import Divergence, Sensitivity, measure_sensitivity
 from onnxpress.runtime.decoding import decode
@@ -35,12 +34,13 @@ from onnxpress.runtime.verifying import run_of
 
 TRIAL, TRIAL_FLOAT32 = "trial", "trial-fp32"
 """The folders of the bundle that trials are written into, one after the other, and float32 to compare them with."""
-STATIC = "int8-static"
-"""The precision of a graph that the search makes itself, where no variant is one."""
 _TIMING_SECONDS = 1.5
 _SENSITIVITY_SHARE = 0.3
 """Of the budget that is left, what sensitivities may take."""
 _FLOAT32: Assignment = {}
+
+Write = Callable[[Path, Sequence[Feeds]], PassReport]
+"""Writes a quantized graph, given where and real inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +123,7 @@ class TrialBench:
         self._expected: list[Sequence[Any]] = []
         self._ladder: Ladder | None = None
         self._float32: dict[str, Any] | None = None
+        self._written: Assignment | None = None
 
     @property
     def float32(self) -> dict[str, Any]:
@@ -135,24 +136,30 @@ class TrialBench:
             self._float32 = self._figures(_FLOAT32, FLOAT32)
         return self._float32
 
-    def add_static(self, config: Int8StaticConfig) -> Graph | None:
-        """Make a statically quantized graph of the examples to search with, the part `int8-static`; None where it
-        cannot be made of this graph, or no time is left."""
+    def add_part(
+        self, name: str, depends_on: Any, write: Callable[[Path, Sequence[Feeds]], PassReport]
+    ) -> Graph | None:
+        """Make a further quantized graph to mix with; None where it cannot be made of this one, or no time is left.
+
+        Args:
+            name: of the precision.
+            depends_on: JSON data on what it depends beside the float32 graph and the examples.
+            write: writes it, given the path and real inputs.
+        """
 
         def make(folder: Path) -> dict[str, Any]:
             self._budget.check()
-            self._progress(f"making {STATIC}")
-            report = quantize_int8_static(self._base.path, folder / "model.onnx", config, self._samples())
-            return {"report": dataclasses.asdict(report)}
+            self._progress(f"making {name}")
+            return {"report": dataclasses.asdict(write(folder / "model.onnx", self._samples()))}
 
         try:
-            key = self._key(_FLOAT32) | {"config": dataclasses.asdict(config)}
-            folder, data, _ = self._state.cache.get(f"search-{STATIC}", key, make)
+            key = self._key(_FLOAT32) | {"depends_on": depends_on}
+            folder, data, _ = self._state.cache.get(f"search-{name}", key, make)
         except (OutOfTimeError, UnsupportedModelError):
             return None
         passes = (*self._base.passes, decode(PassReport, data["report"]))
         graph = Graph(folder / "model.onnx", self._base.session, passes)
-        self._parts[STATIC] = graph.path
+        self._parts[name] = graph.path
         return graph
 
     def measure(self, assignment: Assignment, name: str | None = None) -> Trial:
@@ -187,30 +194,32 @@ class TrialBench:
         return self.sensitivities
 
     def accepts(self, trial: Trial) -> bool:
-        """See `plan.Bench`. The gate's comparison comes first: what fails it need not be looked at on more data."""
+        """See `plan.Bench`."""
         self._progress(f"{trial.name}: on the examples held out")
 
         def make(folder: Path) -> dict[str, Any]:
             graph = self._write(trial.assignment)
-            failure = self._gate(graph)
-            if failure is not None:
-                return {"failure": failure, "parts": None}
             return {
-                "failure": None,
-                "parts": {
-                    name: self._compared(name, self._evaluate(graph, evaluation), evaluation)
-                    for name, evaluation in (("search", self._splits.search), ("held_out", self._splits.held_out))
-                },
+                name: self._compared(name, self._evaluate(graph, evaluation), evaluation)
+                for name, evaluation in (("search", self._splits.search), ("held_out", self._splits.held_out))
             }
 
+        _, data, _ = self._state.cache.get("held-out", self._key(trial.assignment), make)
+        held_out = data["held_out"]
+        holds = self._limit.holds(self._splits.held_out, held_out["float32"], held_out["metric"])
+        self.verdicts.append(data | {"trial": trial.name, "holds": holds})
+        return holds
+
+    def _failure(self, assignment: Assignment) -> str | None:
+        """What the gate says against a mixture."""
+
+        def make(folder: Path) -> dict[str, Any]:
+            return {"failure": self._gate(self._write(assignment))}
+
         thresholds = dataclasses.asdict(self._state.config.thresholds or Thresholds())
-        _, data, _ = self._state.cache.get("held-out", self._key(trial.assignment) | {"thresholds": thresholds}, make)
-        found = dict(data) | {"trial": trial.name, "holds": False}
-        if data["parts"] is not None:
-            held_out = data["parts"]["held_out"]
-            found["holds"] = self._limit.holds(self._splits.held_out, held_out["float32"], held_out["metric"])
-        self.verdicts.append(found)
-        return bool(found["holds"])
+        _, data, _ = self._state.cache.get("trial-gate", self._key(assignment) | {"thresholds": thresholds}, make)
+        failure: str | None = data["failure"]
+        return failure
 
     def _trial(self, name: str, assignment: Assignment, figures: Mapping[str, Any]) -> Trial:
         before, after = self.float32["metric"], figures["metric"]
@@ -219,7 +228,10 @@ class TrialBench:
         cost = figures["milliseconds_ratio"] if by is None else figures[by] / self.float32[by]
         divergence = float("inf") if figures["divergence"] is None else figures["divergence"]
         holds = self._limit.holds(evaluation, before, float("nan") if after is None else after)
-        return Trial(name, dict(assignment), cost, divergence, holds, figures)
+        failure = self._failure(assignment) if holds else None  # what has lost too much need not be looked at further
+        return Trial(
+            name, dict(assignment), cost, divergence, holds and failure is None, {**figures, "failure": failure}
+        )
 
     def _figures(self, assignment: Assignment, name: str) -> dict[str, Any]:
         """What is known of a mixture, from the cache where it was measured before.
@@ -261,12 +273,14 @@ class TrialBench:
         }
 
     def _write(self, assignment: Assignment) -> Graph:
-        """The mixture in the folder of trials."""
+        """The mixture in the folder of trials, where it may be already."""
         place = self._state.folder / TRIAL
-        bundling.remove_variant(self._state, TRIAL)
-        place.mkdir()
-        report = mix_precisions(self._base.path, self._parts, MixedConfig(assignment), place / "model.onnx")
-        return Graph(place / "model.onnx", self._base.session, (*self._base.passes, report))
+        if self._written != assignment:
+            bundling.remove_variant(self._state, TRIAL)
+            place.mkdir()
+            mix_precisions(self._base.path, self._parts, MixedConfig(assignment), place / "model.onnx")
+            self._written = dict(assignment)
+        return Graph(place / "model.onnx", self._base.session, ())
 
     def _float32_graph(self) -> Graph:
         """The float32 graph in a folder of its own, since it is needed beside the mixture being measured."""
@@ -359,7 +373,7 @@ class TrialBench:
     def _samples(self) -> Sequence[Feeds]:
         """Inputs made of the examples to search with."""
         if self._feeds is None:
-            self._feeds = sample_feeds(self._state, self._splits.search, lambda: self._load(self._float32_graph()))
+            self._feeds = sample_feeds(self._state, self._splits.search)
         return self._feeds
 
     def _sensitivity(self, precision: str, share: float) -> Sensitivity:
