@@ -137,6 +137,8 @@ class ExportConfig:
         if self.variants is not None and not self.variants:
             raise InvalidInputError("variants is empty; give at least one of " + ", ".join(PRECISIONS))
         self.weight_only(4)
+        if isinstance(self.calibration, str) and self.calibration != "synthetic":
+            raise InvalidInputError(f"calibration is {self.calibration!r}; give a tuple of paths, or 'synthetic'")
         self.evaluation_data()
         self.calibration_data()
         if self.max_accuracy_drop is not None and not 0 <= self.max_accuracy_drop <= 100:

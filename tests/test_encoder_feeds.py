@@ -70,7 +70,9 @@ def test_an_encoder_reads_lines_of_a_file_and_files_of_a_folder(tmp_path: Path) 
         ("text-ranking", "f.jsonl", '{"query": "q", "positive": ["a", "b"]}\n', (("q", "a"), ("q", "b"))),
         ("question-answering", "f.jsonl", '{"question": "q", "context": "c"}\n', (("q", "c"),)),
         ("token-classification", "f.jsonl", '{"tokens": ["Ann", "sings"]}\n', (("Ann sings",),)),
-        ("token-classification", "f.conll", "Ann positive\nsings negative\n", (("Ann sings",),)),
+        ("token-classification", "f.txt", "\nAnn positive\nsings negative\n", (("Ann sings",),)),
+        ("token-classification", "f.txt", "Ann sings\n", (("Ann sings",),)),
+        ("feature-extraction", "f.jsonl", '{"sentence1": "a", "sentence2": "b"}\n', (("a",), ("b",))),
     ],
 )  # fmt: skip
 def test_files_of_examples_give_what_a_model_reads_of_them(
@@ -85,7 +87,7 @@ def test_columns_and_samples_of_calibration_data(tmp_path: Path) -> None:
         "".join(f"{number},text {number},x\n" if number else "id,body,text\n" for number in range(41)),
     )
     assert read(path, columns={"text": "body"})[:2] == (("text 1",), ("text 2",))
-    assert read(path, columns={"text": "body", "text_pair": "text"})[0] == ("text 1", "x")
+    assert read(path, "text-ranking", columns={"text": "body", "text_pair": "text"})[0] == ("text 1", "x")
     found = read_calibration([path], "fill-mask", DataOptions(columns={"text": "body"}, samples=8))
     assert (len(found.inputs), found.rows) == (8, 40)
     for columns, message in (
@@ -94,6 +96,13 @@ def test_columns_and_samples_of_calibration_data(tmp_path: Path) -> None:
     ):
         with pytest.raises(InvalidInputError, match=message):
             read(path, columns=columns)
+
+
+def test_all_rows_of_a_table_without_a_header_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxpress.runtime.evaluation.drawing.EVALUATION_SAMPLES", 10)
+    path = write(tmp_path / "f.tsv", "".join(f"text {number}\tpositive\n" for number in range(30)))
+    found = read_calibration([path], "text-classification", labels=("negative", "positive"))
+    assert (len(found.inputs), found.rows) == (10, 30)
 
 
 def test_a_table_that_is_neither_texts_nor_examples_says_both(tmp_path: Path) -> None:
