@@ -18,6 +18,7 @@ from onnxpress.exporter.state import TOKENIZER_FILE, Graph, ModelFacts, State, V
 from onnxpress.quantize.graphs import PassReport
 from onnxpress.runtime.decoding import decode
 from onnxpress.runtime.errors import UnsupportedModelError, first_line
+from onnxpress.runtime.hardware import int8_kinds
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.providers import SHORT_NAMES, unusable_because
@@ -238,7 +239,7 @@ def _make_int8(state: State, folder: Path) -> dict[str, Any]:
     if uses_calibration(state, "int8"):  # what was given shows more of the channels that stand out
         feeds += encoder_feeds(state)[0]
     with quiet(state.verbose):
-        for index, config in enumerate(candidates(describe_machine().has_int8_dot_product)):
+        for index, config in enumerate(candidates(int8_kinds(describe_machine()))):
             place = folder / str(index)
             place.mkdir()
             made.append((config, quantize_int8_dynamic(state.fused.path, place / "model.onnx", config, feeds)))

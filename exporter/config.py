@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
 from onnxpress.quantize.weight_only import WeightOnlyConfig
+from onnxpress.runtime import hardware
 from onnxpress.runtime.data.options import DataOptions
 from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.hardware import Hardware
+from onnxpress.runtime.machine import compute_capability, describe_machine
 
 Target = Literal["cpu", "cuda", "tensorrt"]
-Objective = Literal["throughput", "latency", "size"]
+Objective = Literal["throughput", "latency", "size", "memory"]
 Measure = Literal["quick", "full", "none"]
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
@@ -64,6 +68,8 @@ class Thresholds:
             return "max_abs", self.fp32_max_abs
         if task == "feature-extraction":
             return "cosine", self.fp16_cosine if precision == "fp16" else self.int8_cosine
+        if precision in ("mixed", "int8-static"):
+            precision = "int4" if task == "text-generation" else "int8"
         bound: float = getattr(self, f"{precision}_rms")
         return "rms", bound
 
@@ -75,7 +81,7 @@ class ExportConfig:
     task: str | None = None
     """What the model is for, such as feature-extraction; inferred from the model when None."""
     variants: tuple[str, ...] | None = None
-    """Precisions to make; None: every one that the target runs and the task has (`PRECISIONS_OF_TARGET`)."""
+    """Precisions to make; None: every one that the target, and a GPU of it that is here, runs and the task has."""
     target: Target = "cpu"
     """Where the bundle will run."""
     evaluation: tuple[Path, ...] | None = None
@@ -104,7 +110,12 @@ class ExportConfig:
     objective: Objective = "throughput"
     """What the default variant is chosen by, among those that hold the accuracy."""
     max_accuracy_drop: float | None = None
-    """Points of the evaluation's metric (0-100) a variant may lose against PyTorch; None: 1."""
+    """Points of the evaluation's metric (0-100) a variant may lose against PyTorch; None: 1, unless `min_metric` is
+    given. Where it is given, precisions are searched that hold it (docs/search.md)."""
+    min_metric: float | None = None
+    """The least, of perplexity the most, that a variant's primary figure may be; a search is made for it as well."""
+    search_budget: float = 300.0
+    """Seconds that a search may take."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for sources you trust."""
     allow_pickle: bool = False
@@ -143,6 +154,10 @@ class ExportConfig:
         self.calibration_data()
         if self.max_accuracy_drop is not None and not 0 <= self.max_accuracy_drop <= 100:
             raise InvalidInputError(f"max_accuracy_drop is {self.max_accuracy_drop}; give points from 0 to 100")
+        if self.min_metric is not None and not math.isfinite(self.min_metric):
+            raise InvalidInputError(f"min_metric is {self.min_metric}; give a number")
+        if not 0 <= self.search_budget < math.inf:
+            raise InvalidInputError(f"search_budget is {self.search_budget}; give seconds, at least 0")
         if self.threads is not None and self.threads < 1:
             raise InvalidInputError(f"threads is {self.threads}; give at least 1")
 
@@ -153,6 +168,7 @@ class ExportConfig:
             InvalidInputError: a value that is not allowed.
         """
         given = {name: value for name in _WEIGHT_ONLY if (value := getattr(self, name)) is not None}
+        given.setdefault("accuracy_level", hardware.accuracy_level(describe_machine()))
         return WeightOnlyConfig(bits=bits, **given)
 
     def evaluation_data(self) -> DataOptions:
@@ -200,10 +216,21 @@ class ExportConfig:
         for name in self.variants or ():
             if name not in able:
                 raise InvalidInputError(f"variant {name!r} is not made for {task}; it takes: {', '.join(able)}")
-        asked = self.variants or PRECISIONS_OF_TARGET[self.target]
-        if self.variants is None and task == "text-generation" and self.target == "cpu":
-            asked = tuple(name for name in asked if name != "fp16")  # no faster than fp32 there; int8 is smaller
+        asked = self.variants or hardware.offered(self.hardware_for(task), self.default_precisions(task))
         return tuple(name for name in PRECISIONS if name in asked and name in able)
+
+    def default_precisions(self, task: str) -> tuple[str, ...]:
+        """The precisions that are made for a task unless others are asked for, before the hardware is looked at."""
+        able = _PRECISIONS_OF_DECODERS if task == "text-generation" else _PRECISIONS_OF_ENCODERS
+        names = tuple(name for name in PRECISIONS_OF_TARGET[self.target] if name in able)
+        if task == "text-generation" and self.target == "cpu":
+            return tuple(name for name in names if name != "fp16")  # no faster than fp32 there; int8 is smaller
+        return names
+
+    def hardware_for(self, task: str) -> Hardware:
+        """What decides what was not asked for: this machine, and its GPU where that is the target."""
+        capability = None if self.target == "cpu" else compute_capability()
+        return Hardware(describe_machine(), self.target, task == "text-generation", capability)
 
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 
-from onnxpress.exporter.graph_names import MODULE_KEY
 from onnxpress.exporter.state import State
-from onnxpress.quantize.graphs import load_graph, save_graph
+from onnxpress.quantize.graphs import module_of
+from onnxpress.quantize.probing import float_outputs, open_probe
 from onnxpress.runtime.errors import OnnxpressError
 
 _LIMITS = (0.1, 0.02, 0.004, 0.001)
@@ -58,7 +56,7 @@ def _compare(
                     "tensor": name,
                     "node": node.name,
                     "op_type": node.op_type,
-                    "module": _module(node),
+                    "module": module_of(node),
                     "difference": difference if np.isfinite(difference) else None,
                 }
     return None
@@ -73,31 +71,14 @@ def _relative_difference(found: npt.NDArray[Any], expected: npt.NDArray[Any]) ->
 
 
 def _all_tensors(path: Path, feeds: Feeds) -> dict[str, npt.NDArray[Any]]:
-    """Every float tensor of a graph for `feeds`, without onnxruntime's own fusions, empty if it does not load."""
-    model = load_graph(path)
-    types = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+    """Every float tensor of a graph for `feeds`, without onnxruntime's own fusions, empty if it does not run."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
-    except onnx.shape_inference.InferenceError:
+        session = open_probe(path, as_written=True)
+        names = float_outputs(session)
+        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    # onnxruntime's exception classes have no common base but Exception; a graph that does not run has no tensors.
+    except Exception:  # noqa: BLE001
         return {}
-    outputs = {output.name for output in model.graph.output}
-    model.graph.output.extend(
-        info for info in inferred if info.name not in outputs and info.type.tensor_type.elem_type in types
-    )
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    with tempfile.TemporaryDirectory() as folder:
-        save_graph(model, Path(folder) / "probe.onnx")
-        try:
-            session = onnxruntime.InferenceSession(
-                str(Path(folder) / "probe.onnx"), options, providers=["CPUExecutionProvider"]
-            )
-            names = [output.name for output in session.get_outputs()]
-            return dict(zip(names, session.run(None, dict(feeds)), strict=True))
-        # onnxruntime's exception classes have no common base but Exception; a graph that does not run has no tensors.
-        except Exception:  # noqa: BLE001
-            return {}
 
 
 def _pytorch_tensors(state: State, feeds: Feeds) -> dict[str, npt.NDArray[Any]]:
@@ -125,10 +106,6 @@ def _pytorch_tensors(state: State, feeds: Feeds) -> dict[str, npt.NDArray[Any]]:
             module.register_forward_hook(record(name))
     model.compute(feeds)
     last_output = {
-        _module(node): node.output[0] for node in onnx.load(str(state.traced), load_external_data=False).graph.node
+        module_of(node): node.output[0] for node in onnx.load(str(state.traced), load_external_data=False).graph.node
     }
     return {last_output[name]: value for name, value in seen.items() if name in last_output}
-
-
-def _module(node: onnx.NodeProto) -> str | None:
-    return next((entry.value for entry in node.metadata_props if entry.key == MODULE_KEY), None)

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 
 import onnx_ir
 
-__all__ = ["MODULE_KEY", "clean_metadata", "rename_axes"]
+from onnxpress.quantize.graphs import MODULE_KEY
 
-MODULE_KEY = "onnxpress.module"
-"""Node metadata: the PyTorch module a node was traced from."""
+__all__ = ["clean_metadata", "rename_axes"]
 
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 

@@ -10,9 +10,10 @@ import onnxpress
 from onnxpress.exporter import bundling
 from onnxpress.exporter.benchmark import baseline_name
 from onnxpress.exporter.calibration import decoder_rows, encoder_feeds, uses_calibration
-from onnxpress.exporter.gate import DEFAULT_MAX_DROP
+from onnxpress.exporter.gate import allowed_drop
 from onnxpress.exporter.page import render_report
 from onnxpress.exporter.state import State, VariantState
+from onnxpress.runtime import hardware
 from onnxpress.runtime.evaluation import Interval
 from onnxpress.runtime.machine import describe_machine, versions
 from onnxpress.runtime.manifest import TaskSettings
@@ -49,16 +50,34 @@ def build_report(state: State) -> dict[str, Any]:
         },
         "target": config.target,
         "objective": config.objective,
-        "max_accuracy_drop": DEFAULT_MAX_DROP if config.max_accuracy_drop is None else config.max_accuracy_drop,
+        "max_accuracy_drop": allowed_drop(config),
+        "min_metric": config.min_metric,
         "machine": dataclasses.asdict(describe_machine()) | {"threads": state.threads},
+        "hardware": _hardware(state),
         "versions": versions(),
         "evaluation": _evaluation(state),
         "calibration": _calibration(state),
         "measurement": state.workload_facts,
         "baseline": _baseline(state),
+        "sensitivity": state.sensitivity,
+        "search": state.search,
         "variants": [_variant(state, variant) for variant in state.variants],
         "default": {"variant": state.default, "reason": state.default_reason},
         "steps": list(state.timings),
+    }
+
+
+def _hardware(state: State) -> dict[str, Any]:
+    """What the hardware of this machine decided; what was asked for is not among it."""
+    config = state.config
+    here, made = config.hardware_for(state.task), [variant.precision for variant in state.variants]
+    decisions = hardware.decide(here, config.default_precisions(state.task), made)
+    asked = {hardware.VARIANTS: config.variants, hardware.ACCURACY_LEVEL: config.accuracy_level}
+    return {
+        "features": list(here.machine.cpu_features),
+        "int8_dot_product": hardware.int8_dot_product(here.machine),
+        "cuda_compute_capability": here.capability,
+        "decisions": [dataclasses.asdict(entry) for entry in decisions if asked.get(entry.name) is None],
     }
 
 

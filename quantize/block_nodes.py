@@ -7,7 +7,6 @@ weight that both read is two tensors at one place of the file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 
-from onnxpress.quantize.graphs import drop_initializer_shapes, save_graph
+from onnxpress.quantize.graphs import drop_initializer_shapes, replace_messages, save_graph
 from onnxpress.quantize.products import Weight
 from onnxpress.quantize.rounding import FloatArray, Rounded
 
@@ -148,9 +147,9 @@ class BlockNodes:
         nodes = [node for node in nodes if node.op_type != "Transpose" or read.intersection(node.output)]
         read = {name for node in nodes for name in node.input}
         written = {name for node in nodes for name in node.output}
-        _keep(graph.value_info, [info for info in graph.value_info if info.name in written])
-        _keep(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read])
-        _keep(graph.node, nodes)
+        replace_messages(graph.value_info, [info for info in graph.value_info if info.name in written])
+        replace_messages(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read])
+        replace_messages(graph.node, nodes)
         graph.initializer.extend(self._added.values())
         self._added.clear()
         if all(entry.domain != _DOMAIN for entry in self._model.opset_import):
@@ -174,10 +173,3 @@ class BlockNodes:
 
 def _format(rounded: Rounded) -> dict[str, int]:
     return {"bits": rounded.bits, "block_size": rounded.codes.shape[2]}
-
-
-def _keep(field: Any, kept: Sequence[Any]) -> None:
-    """Leave a repeated field of a message with these of its messages or others."""
-    copies = [type(message).FromString(message.SerializeToString()) for message in kept]
-    del field[:]
-    field.extend(copies)

@@ -23,7 +23,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from onnxconverter_common import float16
 
-from onnxpress.quantize.graphs import PassReport, count_ops, load_graph, save_graph
+from onnxpress.quantize.graphs import PassReport, count_ops, load_graph, name_nodes, save_graph
 from onnxpress.quantize.probing import open_probe
 
 HALF_MAX = 65504.0
@@ -69,7 +69,7 @@ def convert_fp16(source: Path, target: Path, feeds: Iterable[Feeds], config: Fp1
         config: what stays in float32.
     """
     model = load_graph(source)
-    _name_nodes(model)
+    name_nodes(model)
     before = count_ops(model)
     session = open_probe(source, as_written=True)
     types = _types(model, session)
@@ -107,7 +107,7 @@ def find_overflows(source: Path, feeds: Iterable[Feeds], limit: float) -> dict[s
     Values at 1e30 and beyond are masks and do not count.
     """
     model = load_graph(source)
-    _name_nodes(model)
+    name_nodes(model)
     return _beyond(model, _peaks(model, open_probe(source, as_written=True), feeds), limit)
 
 
@@ -184,15 +184,6 @@ def _peaks(model: onnx.ModelProto, session: onnxruntime.InferenceSession, feeds:
 def _peak(values: npt.NDArray[np.float32]) -> float:
     magnitudes = np.abs(values)
     return float(np.max(magnitudes, initial=0.0, where=magnitudes < _MASK_FILL))
-
-
-def _name_nodes(model: onnx.ModelProto) -> None:
-    """Give every node a name of its own: the converter is told by name which ones to keep, and names what it adds."""
-    taken: set[str] = set()
-    for number, node in enumerate(model.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{node.output[0]}_{number}"
-        taken.add(node.name)
 
 
 def _set_half_io(model: onnx.ModelProto, config: Fp16Config) -> set[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from onnx.external_data_helper import load_external_data_for_model
@@ -14,6 +15,10 @@ from onnxpress.runtime.errors import InvalidBundleError
 
 if TYPE_CHECKING:
     import onnx_ir
+
+
+MODULE_KEY = "onnxpress.module"
+"""Node metadata: the PyTorch module a node was traced from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +81,30 @@ def count_ops(model: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node)
 
 
+def module_of(node: onnx.NodeProto) -> str | None:
+    """The PyTorch module a node was traced from, if it says so: nodes that passes have made do not."""
+    return next((entry.value for entry in node.metadata_props if entry.key == MODULE_KEY), None)
+
+
 def drop_initializer_shapes(model: onnx.ModelProto) -> None:
     """Remove value_info entries of initializers: they repeat what the initializer says, and go stale with it."""
     initializers = {tensor.name for tensor in model.graph.initializer}
     keep = [info for info in model.graph.value_info if info.name not in initializers]
     del model.graph.value_info[:]
     model.graph.value_info.extend(keep)
+
+
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Give every node a name of its own: libraries are told by name which ones to change or to leave."""
+    taken: set[str] = set()
+    for number, node in enumerate(model.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{node.output[0]}_{number}"
+        taken.add(node.name)
+
+
+def replace_messages(field: Any, kept: Sequence[Any]) -> None:
+    """Leave a repeated field of a message with these of its messages or others."""
+    copies = [type(message).FromString(message.SerializeToString()) for message in kept]
+    del field[:]
+    field.extend(copies)

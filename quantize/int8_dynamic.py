@@ -1,10 +1,6 @@
 """Dynamic INT8: weights of matrix products in 8 bits, activations quantized while running. No calibration data needed.
 
-Which 8 bits are right depends on the processor, so `candidates` gives the ones worth measuring there:
-
-- With 8-bit dot products (VNNI, AMX, NEON) signed weights are exact in the kernel.
-- Without them AVX2 and AVX-512 add two products of an unsigned activation and a signed weight in 16 bits, which
-  saturates. Signed weights must then stay within 7 bits (`reduce_range`); unsigned weights use another kernel.
+Which 8 bits are right depends on the processor (runtime/hardware.py); `candidates` gives those worth measuring there.
 """
 
 from __future__ import annotations
@@ -18,9 +14,11 @@ from typing import Any
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from onnxpress.quantize.activations import Feeds
 from onnxpress.quantize.graphs import PassReport, count_ops, drop_initializer_shapes, load_graph, save_graph
-from onnxpress.quantize.outliers import Feeds, OutlierConfig, Tamed, tame_outliers
+from onnxpress.quantize.outliers import OutlierConfig, Tamed, tame_outliers
 from onnxpress.runtime.errors import UnsupportedModelError
+from onnxpress.runtime.hardware import Int8Kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +42,13 @@ class Int8DynamicConfig:
         return f"{'signed' if self.signed else 'unsigned'} {bits} weights, per {scale}{tamed}"
 
 
-def candidates(has_int8_dot_product: bool) -> tuple[Int8DynamicConfig, ...]:
-    """Settings worth measuring on a processor."""
-    kinds = (
-        [Int8DynamicConfig()]
-        if has_int8_dot_product
-        else [
-            Int8DynamicConfig(reduce_range=True),
-            Int8DynamicConfig(signed=False),
-        ]
+def candidates(kinds: Sequence[Int8Kind]) -> tuple[Int8DynamicConfig, ...]:
+    """Settings worth measuring, for the 8 bits that suit a processor."""
+    return tuple(
+        Int8DynamicConfig(signed=kind.signed, reduce_range=kind.reduce_range, outliers=outliers)
+        for kind in kinds
+        for outliers in (None, OutlierConfig())
     )
-    return tuple(dataclasses.replace(kind, outliers=outliers) for kind in kinds for outliers in (None, OutlierConfig()))
 
 
 def quantize_int8_dynamic(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
+
+Array = npt.NDArray[Any]
+_FLOATS = ("tensor(float)", "tensor(float16)")  # numpy has no bfloat16
 
 
 def open_probe(
@@ -21,10 +27,40 @@ def open_probe(
             something else in the others.
     """
     model = onnx.load(str(source), load_external_data=False)
-    present = {output.name for output in model.graph.output}
     names = values if values is not None else [name for node in model.graph.node for name in node.output if name]
-    # onnxruntime finds out their types, also of operators that are not in the ONNX standard.
+    _add_outputs(model, names)
+    return _open(model, source, as_written)
+
+
+def float_outputs(session: onnxruntime.InferenceSession) -> list[str]:
+    """Names of the outputs that are float32 or float16."""
+    return [output.name for output in session.get_outputs() if output.type in _FLOATS]
+
+
+def sizes_of(source: Path, values: Iterable[str], feeds: Mapping[str, Array]) -> dict[str, int]:
+    """How many elements values inside a graph have for given inputs, without keeping them: it may take less memory to
+    compute all of them than to have them at once.
+
+    Args:
+        source: the graph.
+        values: names of tensors.
+        feeds: its inputs.
+    """
+    model = onnx.load(str(source), load_external_data=False)
+    counts = {f"{name}/size": name for name in values}
+    model.graph.node.extend(onnx.helper.make_node("Size", [name], [count]) for count, name in counts.items())
+    _add_outputs(model, counts)
+    found = _open(model, source, as_written=True).run(list(counts), dict(feeds))
+    return {name: int(np.asarray(size)) for name, size in zip(counts.values(), found, strict=True)}
+
+
+def _add_outputs(model: onnx.ModelProto, names: Iterable[str]) -> None:
+    """onnxruntime finds out their types, also of operators that are not in the ONNX standard."""
+    present = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in present)
+
+
+def _open(model: onnx.ModelProto, source: Path, as_written: bool) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if as_written:

@@ -21,6 +21,9 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 
+BLOCK_SIZES = (128, 64, 32, 16)
+MOST_FILLED = 1 / 8
+
 # Ranges to try, as shares of the one that spans the block. Steps of 4 bits are so wide that clipping the largest weight
 # can cost less than it gains for the others; a finer grid gains less than 1 % of the squared error.
 _SHARES = {4: (1.14, 1.07, 1.0, 0.93, 0.86, 0.79), 8: (1.0,)}
@@ -65,6 +68,12 @@ def _packed(codes: ByteArray, bits: int) -> ByteArray:
         codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, 1)])
     packed: ByteArray = codes[..., ::2] | np.left_shift(codes[..., 1::2], 4, dtype=np.uint8)
     return packed
+
+
+def fitting_block_size(inputs: int, room: float = MOST_FILLED) -> int:
+    """The largest block size that suits rows of so many weights. `room`: how much of a row may be filled up, as a
+    share."""
+    return next((size for size in BLOCK_SIZES if -inputs % size <= room * inputs), BLOCK_SIZES[-1])
 
 
 def round_to_nearest(matrix: FloatArray, bits: int, block_size: int, symmetric: bool) -> Rounded:

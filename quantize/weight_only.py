@@ -34,15 +34,18 @@ from onnxpress.quantize.block_nodes import BlockNodes
 from onnxpress.quantize.gptq import DAMPING, Feeds, hessians, round_with_compensation
 from onnxpress.quantize.graphs import PassReport, count_ops
 from onnxpress.quantize.products import Found, Weight, find_weights
-from onnxpress.quantize.rounding import FloatArray, Rounded, round_to_nearest
+from onnxpress.quantize.rounding import (
+    BLOCK_SIZES,
+    MOST_FILLED,
+    FloatArray,
+    Rounded,
+    fitting_block_size,
+    round_to_nearest,
+)
 from onnxpress.runtime.errors import InvalidInputError
 
 _TIED_DAMPING = 0.1
 """Of GPTQ for a head that is an embedding too: spreading errors over a row helps the product and hurts the lookup."""
-
-
-_BLOCKS = (128, 64, 32, 16)
-_MOST_FILLED = 1 / 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +85,12 @@ class WeightOnlyConfig:
         """A short description for people."""
         zeros = "" if self.symmetric_for(self.bits) else " with zero points"
         head = f", head and embedding in {self.head_bits} bits" if self.head_bits not in (None, self.bits) else ""
-        size = self.block_size or f"up to {_BLOCKS[0]}"
+        size = self.block_size or f"up to {BLOCK_SIZES[0]}"
         return f"{self.bits}-bit weights in blocks of {size}{zeros}{head}"
 
-    def block_for(self, inputs: int, room: float = _MOST_FILLED) -> int:
+    def block_for(self, inputs: int, room: float = MOST_FILLED) -> int:
         """The block size of a weight of so many inputs. `room`: how much of a row may be filled up, as a share."""
-        if self.block_size is not None:
-            return self.block_size
-        return next((size for size in _BLOCKS if -inputs % size <= room * inputs), _BLOCKS[-1])
+        return self.block_size or fitting_block_size(inputs, room)
 
     def symmetric_for(self, bits: int) -> bool:
         """Whether a weight of so many bits has no zero points."""
@@ -98,7 +99,7 @@ class WeightOnlyConfig:
 
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "bits": (4, 8),
-    "block_size": (None, *reversed(_BLOCKS)),
+    "block_size": (None, *reversed(BLOCK_SIZES)),
     "symmetric": (None, False, True),
     "accuracy_level": (0, 1, 4),
     "head_bits": (None, 4, 8),

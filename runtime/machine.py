@@ -1,17 +1,23 @@
-"""What this machine is: processor, features that matter for kernels, usable cores, versions. Reads files, runs nothing.
+"""What this machine is: processor, features that matter for kernels, usable cores, versions. Asks the system, loads no
+library of a device; what follows from the features is in hardware.py.
 
 Figures measured on one machine say little about another, so they are stored together with what this module returns.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import os
 import platform
+import re
+import shutil
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # The instruction sets onnxruntime's matrix kernels (MLAS) choose between.
@@ -23,6 +29,19 @@ _VERSIONED = (
     "onnxpress", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers", "torch", "transformers", "onnx", "onnxscript",
     "onnx-ir", "onnxconverter-common", "optimum",
 )  # fmt: skip
+# Where macOS says whether the processor has them (xnu: bsd/kern/kern_mib.c); an entry it does not know is not there.
+_SYSCTLS = {
+    "hw.optional.avx1_0": "avx",
+    "hw.optional.avx2_0": "avx2",
+    "hw.optional.avx512f": "avx512f",
+    "hw.optional.avx512bw": "avx512bw",
+    "hw.optional.avx512vnni": "avx512_vnni",
+    "hw.optional.AdvSIMD": "asimd",
+    "hw.optional.arm.FEAT_DotProd": "asimddp",
+    "hw.optional.arm.FEAT_I8MM": "i8mm",
+    "hw.optional.arm.FEAT_BF16": "bf16",
+}
+_NVIDIA_SMI_SECONDS = 20.0  # it wakes a sleeping GPU first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +58,6 @@ class Machine:
     python: str
     gpu: str | None
 
-    @property
-    def has_int8_dot_product(self) -> bool:
-        """Whether 8-bit products are summed in 32 bits at once (VNNI, AMX, NEON dot product). Without it, AVX2 and
-        AVX-512 sum two unsigned-by-signed products in 16 bits, which saturates."""
-        return any(
-            feature in self.cpu_features for feature in ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
-        )
-
     def key(self) -> str:
         """Short name of everything here that changes a measurement, for cache folders."""
         identity = (self.cpu, self.architecture, self.cores, self.cpu_features, self.gpu)
@@ -57,9 +68,10 @@ class Machine:
 def describe_machine() -> Machine:
     """The machine this process runs on."""
     info = _cpu_info()
-    flags = set((info.get("flags") or info.get("Features") or "").split())
+    flags = set((info.get("flags") or info.get("Features") or "").split()) or _darwin_features()
+    brand = info.get("model name") or _sysctl("machdep.cpu.brand_string").decode(errors="replace").rstrip("\0")
     return Machine(
-        cpu=info.get("model name") or platform.processor() or platform.machine(),
+        cpu=brand or platform.processor() or platform.machine(),
         architecture=platform.machine(),
         cores=usable_cores(),
         cpu_features=tuple(feature for feature in _KERNEL_FEATURES if feature in flags),
@@ -70,10 +82,31 @@ def describe_machine() -> Machine:
     )
 
 
-def versions() -> dict[str, str]:
+@functools.cache
+def compute_capability() -> str | None:
+    """CUDA compute capability of this machine's NVIDIA GPU, such as "8.9", the lowest where there are several; None
+    without one. Asks the driver's own tool, so that no CUDA library is loaded into this process."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    command = [tool, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):  # a driver that does not answer offers no GPU
+        return None
+    found = [line.strip() for line in done.stdout.splitlines() if re.fullmatch(r"\d+\.\d+", line.strip())]
+    return min(found, key=lambda text: tuple(map(int, text.split("."))), default=None)
+
+
+def onnxruntime_version() -> str | None:
+    """Version of the onnxruntime that is installed, without importing it."""
+    return next(iter(versions(("onnxruntime", "onnxruntime-gpu")).values()), None)
+
+
+def versions(names: Sequence[str] = _VERSIONED) -> dict[str, str]:
     """Installed versions of the packages a bundle or a measurement depends on, those that are here."""
     found = {}
-    for name in _VERSIONED:
+    for name in names:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -152,6 +185,23 @@ def _cpu_info() -> dict[str, str]:
         return {}
     pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
     return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _darwin_features() -> set[str]:
+    """Features as Linux names them; empty elsewhere than on macOS."""
+    return {feature for name, feature in _SYSCTLS.items() if any(_sysctl(name))}
+
+
+def _sysctl(name: str) -> bytes:
+    """What macOS says under a name, empty where it says nothing or this is another system."""
+    if sys.platform != "darwin":
+        return b""
+    system, size = ctypes.CDLL(None), ctypes.c_size_t(0)
+    if system.sysctlbyname(name.encode(), None, ctypes.byref(size), None, 0):
+        return b""
+    value = ctypes.create_string_buffer(size.value)
+    failed = system.sysctlbyname(name.encode(), value, ctypes.byref(size), None, 0)
+    return b"" if failed else value.raw[: size.value]
 
 
 def _memory_bytes() -> int:

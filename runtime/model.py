@@ -12,6 +12,7 @@ from onnxpress.runtime.encoder import Encoder, SessionGraph
 from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.machine import usable_cores
+from onnxpress.runtime.origin import log_origin
 from onnxpress.runtime.providers import choose_providers
 from onnxpress.runtime.session import import_onnxruntime
 from onnxpress.runtime.tasks import TASKS
@@ -136,7 +137,8 @@ def load(
     *,
     task: str | None = None,
 ) -> TaskModel | Generator:
-    """Open a bundle for serving.
+    """Open a bundle for serving. Where its figures are those of another machine, that is logged once, under
+    "onnxpress" at level INFO; at level WARNING where its 8-bit weights were chosen for another kind of processor.
 
     Args:
         path: the bundle folder; it may be read-only.
@@ -177,6 +179,7 @@ def load(
             f"variant {chosen.name!r} is not verified on {chosen_providers[0]}; run `onnxpress verify {path}` here",
             stacklevel=2,
         )
+    log_origin(bundle, chosen)
     if serves is Generator:
         return Generator.open(bundle, chosen, chosen_providers, threads or usable_cores())
     tokenizer = Tokenizer(bundle.path_of(manifest.tokenizer.file), manifest.tokenizer)

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxpress.runtime import hardware
 from onnxpress.runtime.errors import InvalidBundleError, ProviderError, first_line
+from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.providers import CPU
 
@@ -54,7 +56,7 @@ def make_session(
     options.log_severity_level = _ERRORS_ONLY
     # Texts differ in length from run to run; the memory plan onnxruntime would keep for each shape never pays.
     options.enable_mem_pattern = False
-    for key, value in settings.config.items():
+    for key, value in {**hardware.session_config(describe_machine()), **settings.config}.items():
         options.add_session_config_entry(key, value)
     # A provider that fails to start is reported below, in a sentence, rather than by onnxruntime's own log.
     onnxruntime.set_default_logger_severity(_SILENT)

@@ -193,6 +193,18 @@ def full_report() -> Report:
             "python": "3.11.7",
             "gpu": None,
         },
+        "hardware": {
+            "features": ["avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"],
+            "int8_dot_product": "AVX-512 VNNI",
+            "cuda_compute_capability": None,
+            "decisions": [
+                {
+                    "name": "weights of int8",
+                    "choice": "signed, 8 bits",
+                    "reason": "AVX-512 VNNI sums 8-bit products in 32 bits.",
+                }
+            ],
+        },
         "versions": {
             "onnxpress": "0.1.0",
             "onnxruntime": "1.32.0",

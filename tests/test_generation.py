@@ -14,12 +14,12 @@ import onnxpress
 from onnxpress.cli import main
 from onnxpress.exporter import Thresholds
 from onnxpress.exporter.baseline import load_baseline
-from onnxpress.exporter.benchmark import prompts_of
 from onnxpress.exporter.quiet import quiet
 from onnxpress.exporter.source import resolve_source
 from onnxpress.runtime.generation.rows import LEAST_SHARED
 from onnxpress.runtime.generation.timing import BATCHES, POOL, Timing, WritingWorkload
 from onnxpress.runtime.measuring import Plan
+from onnxpress.runtime.timed_texts import prompts_of
 from tests.models import save_decoder
 
 PROMPTS = ["the order was not sent", "where", "my cat is not the dog , the order", "is the parcel sent ?"]
@@ -93,6 +93,53 @@ def test_the_command_continues_a_prompt_and_lines(
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["line"] for record in records] == [1, 2, 3, 4]
     assert records[0]["text"] == streamed.removesuffix("\n")
+
+
+def test_the_command_searches_with_beams(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = onnxpress.load(bundle, variant="fp32", task="text-generation")
+    options: dict[str, Any] = {"max_new_tokens": 12, "num_beams": 4, "length_penalty": 2.0, "early_stopping": "never"}
+    expected = model.generate(PROMPTS, **options)
+    assert expected[0].text != model.generate(PROMPTS[0], max_new_tokens=12, temperature=0.0).text
+    asked = ["--variant", "fp32", "--max-new-tokens", "12", "--beams", "4", "--length-penalty", "2"]
+    asked += ["--early-stopping", "never"]
+    assert main(["run", str(bundle), "--prompt", PROMPTS[0], *asked]) == 0
+    assert capsys.readouterr().out == f"{expected[0].text}\n"
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    assert main(["run", str(bundle), "-i", str(tmp_path / "prompts.txt"), *asked]) == 0
+    found = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    assert found == [answer.text for answer in expected]
+    model.close()
+
+
+def test_one_beam_is_written_as_it_is_made(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["run", str(bundle), "--prompt", PROMPTS[0], "--max-new-tokens", "5", "--temperature", "0"]
+    assert main(asked) == 0
+    plain = capsys.readouterr().out
+    assert main([*asked, "--beams", "1"]) == 0
+    assert capsys.readouterr().out == plain
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--beams", "4", "--temperature", "0.5"], "--temperature cannot be combined with --beams"),
+        (["--beams", "4", "--top-k", "5"], "--top-k cannot be combined with --beams"),
+        (["--beams", "4", "--stop", "the"], "--stop cannot be combined with --beams"),
+        (["--beams", "4", "--prompt-lookup", "3"], "--prompt-lookup cannot be combined with --beams"),
+        (["--beams", "4", "--seed", "0"], "--seed cannot be combined with --beams"),
+        (["--length-penalty", "2"], "--length-penalty is for --beams; give that too, or leave it out"),
+        (["--early-stopping", "true"], "--early-stopping is for --beams"),
+        (["--beams", "0"], "num_beams"),
+        (["--beams", "2", "--length-penalty", "nan"], "length_penalty"),
+    ],
+)
+def test_what_cannot_be_searched_is_one_sentence(
+    bundle: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
+) -> None:
+    assert main(["run", str(bundle), "--prompt", PROMPTS[0], *options]) == 2
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert (len(captured.err.splitlines()), captured.out) == (1, "")
 
 
 def test_what_is_timed_of_a_decoder_and_of_pytorch_is_the_same(folder: Path, bundle: Path) -> None:

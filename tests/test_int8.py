@@ -15,6 +15,8 @@ from onnxpress.exporter.fusion import forms, write_form
 from onnxpress.quantize.graphs import count_ops, load_graph
 from onnxpress.quantize.int8_dynamic import Int8DynamicConfig, candidates, quantize_int8_dynamic
 from onnxpress.quantize.outliers import OutlierConfig, tame_outliers
+from onnxpress.runtime.hardware import FULL
+from onnxpress.runtime.hardware import SAFE as SAFE_KINDS
 from onnxpress.runtime.onnx_files import external_data_locations
 from onnxpress.runtime.verification import row_cosines
 from tests.graphs import Array, Feeds, Traced, add_weight, change_weight, copy_of, initializer, node, run_plain, write
@@ -69,7 +71,7 @@ def error(model: onnx.ModelProto, config: Int8DynamicConfig, feeds: Feeds, folde
 # Quantizing
 
 
-@pytest.mark.parametrize("config", [*candidates(False), *candidates(True)], ids=lambda config: config.label)
+@pytest.mark.parametrize("config", candidates((FULL, *SAFE_KINDS)), ids=lambda config: config.label)
 def test_a_traced_model_keeps_its_answers(traced: Traced, tmp_path: Path, config: Int8DynamicConfig) -> None:
     report = quantize_int8_dynamic(traced.path, tmp_path / "model.onnx", config, traced.real)
     # Signed 8-bit weights saturate on processors without 8-bit dot products, where nobody would use them.
@@ -152,7 +154,7 @@ def test_gemm_is_quantized(tmp_path: Path) -> None:
 
 
 def test_candidates_suit_the_processor() -> None:
-    with_dot, without = candidates(True), candidates(False)
+    with_dot, without = candidates([FULL]), candidates(SAFE_KINDS)
     assert [(config.signed, config.reduce_range, config.outliers is not None) for config in with_dot] == [
         (True, False, False),
         (True, False, True),

@@ -146,24 +146,6 @@ def fake_machine(*features: str, cores: int = 2) -> Machine:
     return Machine("any", "x86_64", cores, features, 2**30, "Linux 6", "3.11", None)
 
 
-@pytest.mark.parametrize(
-    ("features", "expected"),
-    [
-        ((), False),
-        (("avx", "avx2", "fma"), False),
-        (("avx2", "avx512f", "avx512bw", "avx512_bf16", "amx_bf16"), False),
-        (("avx2", "avx_vnni"), True),
-        (("avx512f", "avx512_vnni"), True),
-        (("amx_int8",), True),
-        (("asimd", "bf16", "sve"), False),
-        (("asimd", "asimddp"), True),
-        (("i8mm",), True),
-    ],
-)
-def test_int8_dot_products_are_known_by_their_flags(features: tuple[str, ...], expected: bool) -> None:
-    assert fake_machine(*features).has_int8_dot_product is expected
-
-
 def test_the_key_changes_with_what_changes_a_measurement() -> None:
     assert fake_machine("avx2").key() == fake_machine("avx2").key()
     assert len({fake_machine("avx2").key(), fake_machine("avx").key(), fake_machine("avx2", cores=4).key()}) == 3

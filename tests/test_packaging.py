@@ -6,6 +6,7 @@ takes seconds. The slow test does what a user does, with pip and a package index
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -183,12 +184,14 @@ def requirements_of(name: str, extra: str) -> dict[str, metadata.Distribution]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links to packages need a privilege on Windows")
-def test_wheel_serves_with_only_what_it_asks_for(bare: Environment, archives: Archives) -> None:
+def test_wheel_serves_with_only_what_it_asks_for(bare: Environment, archives: Archives, tiny_bundle: Path) -> None:
     bare.link(requirements_of("onnxpress", "cpu").values())
     location = Path(run([bare.python, "-c", CHECK_RUNTIME]).strip())
     assert location.is_relative_to(bare.folder)
     assert "export" in run([bare.scripts / "onnxpress", "--help"])
     assert "export" in run([bare.python, "-m", "onnxpress", "--help"])
+    measured = json.loads(run([bare.scripts / "onnxpress", "bench", tiny_bundle, "--variant", "int8", "--json"]))
+    assert [variant["name"] for variant in measured["variants"]] == ["int8"]
 
 
 def test_without_onnxruntime_the_import_says_so(bare: Environment) -> None:

@@ -59,6 +59,7 @@ def method_facts(report: Report) -> Html:
     """What everything was measured with, in groups."""
     groups = (
         ("Machine", _machine_facts(part(report, "machine"))),
+        ("Decided by the hardware here", _decisions(part(report, "hardware"))),
         ("Measurement", _measurement_facts(part(report, "measurement"), part(report, "evaluation"))),
         ("Calibration", _calibration_facts(part(report, "calibration"))),
         ("Model", _model_facts(report)),
@@ -84,6 +85,20 @@ def _machine_facts(machine: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("System", machine.get("system")),
         ("Python", machine.get("python")),
     ]
+
+
+def _decisions(hardware: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """What was decided for this machine, and why; on another kind of it, other choices may be right."""
+    capability = hardware.get("cuda_compute_capability")
+    rows: list[tuple[str, object]] = [("CUDA compute capability", capability)]
+    rows += [
+        (capitalized(str(entry.get("name"))), f"{entry.get('choice')}: {entry.get('reason')}")
+        for entry in hardware.get("decisions") or []
+    ]
+    if len(rows) > 1:
+        elsewhere = "other choices may be right: export there, or see what onnxpress bench says there"
+        rows.append(("On another kind of machine", elsewhere))
+    return rows
 
 
 def _measurement_facts(measured: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, object]]:

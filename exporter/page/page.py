@@ -9,14 +9,13 @@ figure may be missing, any text may be hostile. It measures and decides nothing;
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from onnxpress.exporter.page import figures, method, parity, tables
+from onnxpress.exporter.page import figures, method, parity, search, tables
 from onnxpress.exporter.page.markup import Html, element, join
+from onnxpress.exporter.page.shell import footer, whole_page
+from onnxpress.exporter.page.shell import section as _section
 from onnxpress.exporter.page.values import (
     MISSING,
     Report,
@@ -46,37 +45,9 @@ from onnxpress.exporter.page.values import (
 
 def render_report(report: Mapping[str, Any]) -> str:
     """The whole page for a report (schema_version 1)."""
-    styles, script = _own_file("report.css"), _own_file("report.js")
     name = part(report, "model").get("name") or "Model"
-    page = [
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=_policy(styles, script)),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{name}: onnxpress report"),
-        element("link", rel="icon", href="data:,"),  # or a browser would ask the server for /favicon.ico
-        element("style", styles),
-    ]
-    body = [element("main", _header(report), _sections(report)), _footer(report), element("script", script)]
-    document = element("html", element("head", page), element("body", body), lang="en")
-    return f"<!DOCTYPE html>\n{document}\n"
-
-
-def _own_file(name: str) -> Html:
-    text = Path(__file__).with_name(name).read_text(encoding="utf-8")
-    assert "</" not in text, f"{name} would end its element"
-    return Html(text)
-
-
-def _policy(styles: str, script: str) -> str:
-    """Only our own style and script run, by their hashes; nothing is loaded from anywhere."""
-    style_hash, script_hash = (
-        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (styles, script)
-    )
-    return (
-        f"default-src 'none'; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    main = [_header(report), _sections(report)]
+    return whole_page(f"{name}: onnxpress report", main, footer(report, "report.json beside this page"))
 
 
 def _header(report: Report) -> Html:
@@ -273,9 +244,22 @@ _WRITING = (
 )
 
 
+_SENSITIVITY = (
+    "How far the outputs go from float32 when one node alone has fewer bits: of logits the divergence of the "
+    "probabilities in nats, of others the squared difference over the square. Nodes are named by their PyTorch modules."
+)
+
+
 def _table_sections(report: Report) -> list[Html | None]:
     return [
         _section("All variants", None, [tables.variants_table(report)]),
+        _section(
+            "Search",
+            search.search_lead(report),
+            search.search_content(report),
+            absent=part(report, "search").get("sentence"),
+        ),
+        _section("Sensitivity", _SENSITIVITY, [search.sensitivity_chart(report)]),
         _section(
             f"Parity with {reference(report)}",
             parity.parity_lead(report),
@@ -301,26 +285,3 @@ def _table_sections(report: Report) -> list[Html | None]:
             [method.method_facts(report), tables.steps_table(report)],
         ),
     ]
-
-
-def _section(
-    title: str,
-    lead: str | None,
-    content: Sequence[Html | None],
-    absent: str | None = None,
-    anchor: str | None = None,
-) -> Html | None:
-    """A section; without content, `absent` says so, or the section is left out."""
-    heading = element("h2", title, id=anchor or title.lower().replace(",", "").replace(" ", "-"))
-    if any(content):
-        card = element("div", content, class_="card")
-        return element("section", heading, element("p", lead, class_="lead") if lead else None, card)
-    return element("section", heading, element("p", absent, class_="absent")) if absent else None
-
-
-def _footer(report: Report) -> Html:
-    made = f"Made by onnxpress {report.get('onnxpress_version') or ''}".strip()
-    when = f" on {moment(report['created'])}" if report.get("created") else ""
-    return element(
-        "footer", element("p", f"{made}{when}. The same figures for programs: report.json beside this page.")
-    )

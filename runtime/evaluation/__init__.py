@@ -54,8 +54,10 @@ class Task:
     """Names that a person may give to columns, and what the task calls these."""
     figure: Callable[[Sequence[Any]], tuple[str, str]]
     """Examples to the key of the primary figure and its name for a person."""
-    score: Callable[[Any, Sequence[Any]], Scores]
-    """Model and examples to figures."""
+    ask: Callable[[Any, Sequence[Any]], Sequence[Any]]
+    """Model and examples to what the model says."""
+    score: Callable[[Any, Sequence[Any], Sequence[Any]], Scores]
+    """Model, examples and what the model said to figures."""
 
 
 _MODULES: dict[str, Any] = {
@@ -69,7 +71,10 @@ _MODULES: dict[str, Any] = {
     "text-generation": text_generation,
 }
 _LABELLED = ("text-classification", "zero-shot-classification", "token-classification")
-TASKS = {task: Task(module.read, module.COLUMNS, module.figure, module.score) for task, module in _MODULES.items()}
+TASKS = {
+    task: Task(module.read, module.COLUMNS, module.figure, module.ask, module.score)
+    for task, module in _MODULES.items()
+}
 
 
 def read_evaluation(
@@ -124,4 +129,5 @@ def evaluate(model: Any, evaluation: Evaluation) -> Scores:
     Raises:
         InvalidInputError: a library that the figures need is not installed, or a text cannot be used.
     """
-    return TASKS[evaluation.task].score(model, evaluation.examples)
+    task = TASKS[evaluation.task]
+    return task.score(model, evaluation.examples, task.ask(model, evaluation.examples))

@@ -110,13 +110,17 @@ def figure(pairs: Sequence[ScoredPair]) -> tuple[str, str]:
     return "spearman", "Spearman correlation x 100"
 
 
-def score(model: Embeds, pairs: Sequence[ScoredPair]) -> Scores:
+def ask(model: Embeds, pairs: Sequence[ScoredPair]) -> npt.NDArray[np.float32]:
+    """The vectors of both sentences of each pair, float32 [2 x pairs, d]."""
+    return model.embed([text for pair in pairs for text in pair.texts])
+
+
+def score(model: Embeds, pairs: Sequence[ScoredPair], vectors: npt.NDArray[np.float32]) -> Scores:
     """Spearman's rank correlation of cosine similarity with the scores, as the STS tasks are scored.
 
     Raises:
         InvalidInputError: scipy is not installed.
     """
-    vectors = model.embed([text for pair in pairs for text in pair.texts])
     similarities = row_cosines(vectors[0::2], vectors[1::2]).tolist()
     gold = [pair.score for pair in pairs]
     evidence = Evidence("rank correlation", tuple(zip(similarities, gold, strict=True)))

@@ -125,17 +125,25 @@ def figure(gaps: Sequence[Gap]) -> tuple[str, str]:
     return "top_1", "first proposal right, %"
 
 
-def score(model: Fills, gaps: Sequence[Gap]) -> Scores:
+def ask(model: Fills, gaps: Sequence[Gap]) -> Sequence[Sequence[Filling]]:
+    """The first proposals for each gap.
+
+    Raises:
+        InvalidInputError: a text has no gap, or several.
+    """
+    return model.fill([gap.masked(model.mask_token) for gap in gaps], top_k=TOP)
+
+
+def score(model: Fills, gaps: Sequence[Gap], filled: Sequence[Sequence[Filling]]) -> Scores:
     """How often the target is the first proposal, and among the first five. A target that is not one token of the
     model is never right.
 
     Raises:
-        InvalidInputError: a text has no gap, or several; or none of the targets is one token.
+        InvalidInputError: none of the targets is one token.
     """
     targets = [_ids_of(model, gap.target) for gap in gaps]
     if not any(targets):
         raise InvalidInputError(f"no target is one token of the model, the first of them {gaps[0].target!r}")
-    filled = model.fill([gap.masked(model.mask_token) for gap in gaps], top_k=TOP)
     first = [row[0].token_id in ids for row, ids in zip(filled, targets, strict=True)]
     top = sum(any(item.token_id in ids for item in row) for row, ids in zip(filled, targets, strict=True))
     metrics = {"top_1": 100.0 * sum(first) / len(gaps), f"top_{TOP}": 100.0 * top / len(gaps)}

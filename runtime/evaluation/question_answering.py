@@ -88,16 +88,20 @@ def figure(questions: Sequence[Question]) -> tuple[str, str]:
     return "f1", "answer F1 x 100"
 
 
-def score(model: Answers, questions: Sequence[Question]) -> Scores:
-    """F1 of the words of the answers, and how often all of them are right. The model may say that there is no answer
-    if that is so for any of the questions; SQuAD 1.1 is scored without."""
+def ask(model: Answers, questions: Sequence[Question]) -> Sequence[Answer]:
+    """The answer to each question. The model may say that there is none if that is so for any of the questions; SQuAD
+    1.1 is scored without."""
     unanswerable = any(not question.answers for question in questions)
-    results = model.answer(
+    return model.answer(
         [question.question for question in questions],
         [question.context for question in questions],
         allow_no_answer=unanswerable,
         max_answer_tokens=MAX_ANSWER_TOKENS,
     )
+
+
+def score(model: Answers, questions: Sequence[Question], results: Sequence[Answer]) -> Scores:
+    """F1 of the words of the answers, and how often all of them are right."""
     predictions = tuple(result.text for result in results)
     pairs = [(text, question.answers or ("",)) for text, question in zip(predictions, questions, strict=True)]
     f1 = [max(f1_of(text, answer) for answer in answers) for text, answers in pairs]

@@ -231,7 +231,12 @@ def figure(examples: Sequence[LabelledText]) -> tuple[str, str]:
     return "accuracy", "accuracy, %" if isinstance(gold, str) else "accuracy (all labels of a text right), %"
 
 
-def score(model: Classifies, examples: Sequence[LabelledText]) -> Scores:
+def ask(model: Classifies, examples: Sequence[LabelledText]) -> Sequence[Classification]:
+    """What it says about each text or pair."""
+    return model.classify([_input(example) for example in examples])
+
+
+def score(model: Classifies, examples: Sequence[LabelledText], results: Sequence[Classification]) -> Scores:
     """One label: accuracy and macro F1. Several labels: how often exactly the right ones have a score of at least
     `THRESHOLD`, and macro F1. Numbers: Spearman's and Pearson's correlations, and no predictions, which are never
     equal.
@@ -239,7 +244,6 @@ def score(model: Classifies, examples: Sequence[LabelledText]) -> Scores:
     Raises:
         InvalidInputError: a library is not installed.
     """
-    results = model.classify([_input(example) for example in examples])
     gold: list[Any] = [example.gold for example in examples]
     if isinstance(gold[0], float):
         found = [result.score for result in results]

@@ -100,8 +100,12 @@ def figure(passages: Sequence[Passage]) -> tuple[str, str]:
     return "perplexity", "perplexity"
 
 
-def score(model: Predicts, passages: Sequence[Passage]) -> Scores:
+def ask(model: Predicts, passages: Sequence[Passage]) -> Sequence[tuple[float, int]]:
+    """The log likelihoods of all windows."""
+    return model.log_likelihoods([passage.text for passage in passages])
+
+
+def score(model: Predicts, passages: Sequence[Passage], found: Sequence[tuple[float, int]]) -> Scores:
     """Perplexity; there are no answers to compare."""
-    found = model.log_likelihoods([passage.text for passage in passages])
     evidence = Evidence("perplexity", tuple((likelihood, float(tokens)) for likelihood, tokens in found))
     return Scores({"perplexity": perplexity_from(found)}, (), evidence)

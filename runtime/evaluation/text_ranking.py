@@ -120,7 +120,12 @@ def figure(queries: Sequence[RankedQuery]) -> tuple[str, str]:
     return "mrr_at_10", "MRR@10 x 100"
 
 
-def score(model: Ranks, queries: Sequence[RankedQuery]) -> Scores:
+def ask(model: Ranks, queries: Sequence[RankedQuery]) -> list[Sequence[RankedDocument]]:
+    """The ranking of each query's documents."""
+    return [model.rank(item.query, list(item.documents)) for item in queries]
+
+
+def score(model: Ranks, queries: Sequence[RankedQuery], rankings: Sequence[Sequence[RankedDocument]]) -> Scores:
     """Mean over the queries of the reciprocal rank of the first relevant document, and of nDCG with the relevance as
     gain, both over the first 10 places.
 
@@ -129,7 +134,7 @@ def score(model: Ranks, queries: Sequence[RankedQuery]) -> Scores:
     """
     with needs("ir-measures"):
         import ir_measures
-    orders = [tuple(place.index for place in model.rank(item.query, list(item.documents))) for item in queries]
+    orders = [tuple(place.index for place in ranking) for ranking in rankings]
     relevance = {str(number): _named(item.relevance) for number, item in enumerate(queries)}
     # The libraries order by score, and equal ones in ways of their own: they get the model's order as scores.
     found = {

@@ -98,7 +98,12 @@ def figure(sentences: Sequence[TaggedSentence]) -> tuple[str, str]:
     return ("f1", "entity F1 x 100") if _has_spans(sentences) else ("accuracy", "word accuracy, %")
 
 
-def score(model: LabelsWords, sentences: Sequence[TaggedSentence]) -> Scores:
+def ask(model: LabelsWords, sentences: Sequence[TaggedSentence]) -> Sequence[Sequence[str]]:
+    """The labels of each sentence's words."""
+    return model.label_words([list(sentence.words) for sentence in sentences])
+
+
+def score(model: LabelsWords, sentences: Sequence[TaggedSentence], labelled: Sequence[Sequence[str]]) -> Scores:
     """F1, precision and recall of entities, as conlleval scores them; of tags that mark no spans, as parts of speech,
     the share of words that are right.
 
@@ -107,7 +112,7 @@ def score(model: LabelsWords, sentences: Sequence[TaggedSentence]) -> Scores:
     """
     with needs("seqeval"):
         from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
-    found = [list(row) for row in model.label_words([list(sentence.words) for sentence in sentences])]
+    found = [list(row) for row in labelled]
     predictions = tuple(map(tuple, found))
     gold = [list(sentence.tags) for sentence in sentences]
     if not _has_spans(sentences):

@@ -7,15 +7,26 @@ one that is used is imported beyond its argument definitions, so `onnxpress --he
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
 
 import onnxpress
-from onnxpress.cli import chat, export, inspect, report, run, verify
+from onnxpress.cli import bench, chat, compare, debug, export, inspect, report, run, verify
 from onnxpress.runtime.errors import OnnxpressError
 
-COMMANDS = {"export": export, "run": run, "chat": chat, "inspect": inspect, "report": report, "verify": verify}
+COMMANDS = {
+    "export": export,
+    "run": run,
+    "chat": chat,
+    "inspect": inspect,
+    "report": report,
+    "verify": verify,
+    "bench": bench,
+    "compare": compare,
+    "debug": debug,
+}
 INTERRUPTED = 130
 
 
@@ -36,6 +47,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status: 0, 1 (nothing passed the gate), 2 (bad input) or 130 (Ctrl-C)."""
     parsed = make_parser().parse_args(arguments)
+    # Commands say themselves what the log says for programs; without a handler Python would write that, too.
+    logging.getLogger("onnxpress").addHandler(logging.NullHandler())
     try:
         status: int = COMMANDS[parsed.command].run(parsed)
         return status

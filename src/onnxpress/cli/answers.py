@@ -44,6 +44,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "top_p": ("text-generation",),
     "seed": ("text-generation",),
     "stop": ("text-generation",),
+    "beams": ("text-generation",),
+    "length_penalty": ("text-generation",),
+    "early_stopping": ("text-generation",),
     "query": ("text-ranking", "question-answering"),
     "pair_column": (*_CLASSIFIERS, "text-ranking", "question-answering"),
 }
@@ -148,12 +151,16 @@ def writing_options(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InvalidInputError: a value that cannot be meant.
     """
+    from onnxpress.cli.writing import beam_options
+    from onnxpress.runtime.generation.beams import Beams
     from onnxpress.runtime.generation.options import BEYOND_SAMPLING
     from onnxpress.runtime.generation.sampling import Sampling
 
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "prompt_lookup")
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    options |= beam_options(arguments)
     # Said once, before any text is read.
+    Beams.from_options(options, {})
     Sampling.with_defaults({}, **{name: value for name, value in options.items() if name not in BEYOND_SAMPLING})
     return options
 

@@ -28,9 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Ask and answer until the input ends."""
     from onnxpress.cli.answers import writing_options
+    from onnxpress.cli.figures import log_on_stderr
     from onnxpress.runtime.model import load
 
-    model = load(arguments.bundle, arguments.variant, None, arguments.threads, task="text-generation")
+    with log_on_stderr():
+        model = load(arguments.bundle, arguments.variant, None, arguments.threads, task="text-generation")
     options: dict[str, Any] = writing_options(arguments)
     start = [{"role": "system", "content": arguments.system}] if arguments.system else []
     model.chat_prompt([*start, {"role": "user", "content": "?"}])  # a model without a template says so at once

@@ -8,9 +8,10 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxpress.runtime.bench import Bench
     from onnxpress.runtime.bundle import Bundle
     from onnxpress.runtime.manifest import TaskSettings, Variant
 
@@ -21,18 +22,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
     parser.add_argument("bundle", metavar="BUNDLE", help="the bundle folder")
     parser.add_argument("--verify", action="store_true", help="hash every file and compare with the manifest")
-    parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the manifest as JSON, with what is known of this machine under `here`",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the manifest for people or for programs."""
+    from onnxpress.cli.figures import tell_origin
+    from onnxpress.runtime.bench import read_bench
     from onnxpress.runtime.bundle import open_bundle
 
     bundle = open_bundle(arguments.bundle, verify=arguments.verify)
+    kept = read_bench(bundle)
     if arguments.json:
-        print(json.dumps(dataclasses.asdict(bundle.manifest), ensure_ascii=False))
+        print(json.dumps(dataclasses.asdict(bundle.manifest) | _here(bundle, kept), ensure_ascii=False))
     else:
         _show(bundle)
+        _show_kept(bundle, kept)
+    tell_origin(bundle)
+    if kept.problem is not None:
+        print(f"onnxpress: {kept.problem}", file=sys.stderr)
     if arguments.verify:
         count = len(bundle.manifest.files)
         print(f"verified: {count} files have the content they were sealed with", file=sys.stderr)
@@ -61,6 +73,34 @@ def _show(bundle: Bundle) -> None:
     print()
     rates = writing_rates(bundle.folder / "report.json") if manifest.task == "text-generation" else None
     _show_variants(manifest.variants, rates)
+
+
+def _here(bundle: Bundle, kept: Bench) -> dict[str, Any]:
+    """What is beside the manifest: how this machine differs from the one of the figures, and figures of this one."""
+    from onnxpress.runtime.origin import differences, saturation_warning
+
+    warnings = [saturation_warning(bundle, variant) for variant in bundle.manifest.variants]
+    return {
+        "here": {
+            "differences": list(differences(bundle.manifest)),
+            "warnings": [warning for warning in warnings if warning is not None],
+            "variants": [dataclasses.asdict(figures) for figures in kept.variants],
+        }
+    }
+
+
+def _show_kept(bundle: Bundle, kept: Bench) -> None:
+    """The figures of this machine, where `onnxpress bench` measured some."""
+    from onnxpress.cli.figures import comparison, table
+    from onnxpress.runtime.bench import advice
+
+    if not kept.variants:
+        return
+    print(f"\n  measured on this machine with onnxpress bench, {max(figures.created for figures in kept.variants)}:")
+    rows = comparison(bundle, kept.variants)
+    print("\n".join(f"  {line}" for line in table(rows, bundle.manifest.task == "text-generation")))
+    if (told := advice(bundle, kept)) is not None:
+        print(f"  {told}")
 
 
 def head_facts(settings: TaskSettings) -> Iterator[tuple[str, str]]:

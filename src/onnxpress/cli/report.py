@@ -15,12 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the path of report.html, and open it if asked."""
+    from onnxpress.cli.figures import tell_origin
     from onnxpress.runtime.bundle import open_bundle
     from onnxpress.runtime.errors import InvalidBundleError
 
-    page = (open_bundle(arguments.bundle).folder / "report.html").resolve()
+    bundle = open_bundle(arguments.bundle)
+    page = (bundle.folder / "report.html").resolve()
     if not page.is_file():
         raise InvalidBundleError(f"the bundle {arguments.bundle} has no report.html")
+    tell_origin(bundle)
     print(page)
     if arguments.open:
         import webbrowser

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from onnxpress.cli.writing import add_writing_arguments
+from onnxpress.cli.writing import add_beam_arguments, add_writing_arguments
 
 if TYPE_CHECKING:
     from onnxpress.cli.answers import Answering
@@ -53,23 +53,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt", help="continue this text and write the answer as it is made, in place of lines")
     add_writing_arguments(parser)
+    add_beam_arguments(parser)
     parser.add_argument("--prompt-name", help="a prompt of the model's own to put before each text")
     parser.add_argument("--variant", help="which variant to use (default: the bundle's)")
     parser.add_argument("--providers", help="execution providers, such as cpu or cuda, in order of preference")
     parser.add_argument("--threads", type=int, help="CPU threads to use (default: the cores allowed)")
-    parser.add_argument("--quiet", "-q", action="store_true", help="show no progress")
+    parser.add_argument("--quiet", "-q", action="store_true", help="show no progress and no notes about figures")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer every text; status 2 if any line could not be answered, or if there was none."""
     from onnxpress.cli.answers import answering, writing_options
+    from onnxpress.cli.figures import log_on_stderr
     from onnxpress.cli.writing import write_answer
     from onnxpress.runtime.errors import InvalidInputError
     from onnxpress.runtime.model import load
     from onnxpress.runtime.tables import read_texts
 
     providers = arguments.providers.split(",") if arguments.providers else None
-    model = load(arguments.bundle, arguments.variant, providers, arguments.threads)
+    with contextlib.nullcontext() if arguments.quiet else log_on_stderr():
+        model = load(arguments.bundle, arguments.variant, providers, arguments.threads)
     plan = answering(model, arguments)
     if arguments.prompt is not None:
         for option in ("input", "output", "format", "column"):
@@ -77,7 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
                 raise InvalidInputError(
                     f"--prompt is one text, whose answer goes to stdout; leave out --{option}, or --prompt"
                 )
-        return write_answer(model.stream(arguments.prompt, **writing_options(arguments)))
+        options = writing_options(arguments)
+        if options.get("num_beams", 1) != 1:
+            return write_answer(iter([model.generate(arguments.prompt, **options).text]))
+        return write_answer(model.stream(arguments.prompt, **options))
     suffix = "." + arguments.input.rsplit(".", 1)[-1].lower() if arguments.input else ""
     form = arguments.format or _FORMS.get(suffix, "text")
     answered, failed = 0, 0
