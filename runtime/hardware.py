@@ -144,8 +144,9 @@ def decide(hardware: Hardware, precisions: Sequence[str], made: Sequence[str]) -
         return (variants,)
     if hardware.is_decoder:
         return variants, _accuracy_level(machine)
-    activations = (_activations(machine),) if {"int8-static", "mixed"}.intersection(made) else ()
-    return (variants, _weights(machine), *activations, *_exact(machine))
+    static = (_activations(machine),) if {"int8-static", "mixed"}.intersection(made) else ()
+    blocks = (_accuracy_level(machine),) if "int4" in made else ()
+    return (variants, _weights(machine), *static, *blocks, *_exact(machine))
 
 
 def _variants(hardware: Hardware, precisions: Sequence[str]) -> Decision:

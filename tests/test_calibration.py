@@ -197,6 +197,7 @@ def test_the_command_takes_the_options(
         ({"block_size": 48}, "block_size 48: give one of None, 16, 32, 64, 128"),
         ({"accuracy_level": 2}, "accuracy_level 2"),
         ({"head_bits": 3}, "head_bits 3"),
+        ({"calibration": "a.txt"}, "calibration is 'a.txt'; give a tuple of paths, or 'synthetic'"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_at_once(options: dict[str, Any], sentence: str) -> None:

@@ -340,6 +340,19 @@ def test_a_page_that_cannot_be_written_is_refused_at_once(
     assert "there is no folder" in capsys.readouterr().err
 
 
+def test_the_data_is_read_as_the_options_say(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(f"{number},the cat {number},a dog\n" for number in range(30))
+    (tmp_path / "f.csv").write_text(f"closeness,one,other\n{rows}")
+    given = ["--eval", str(tmp_path / "f.csv"), "--eval-columns", "score=closeness,sentence1=one,sentence2=other"]
+    command = ["compare", f"{tiny_bundle}:fp32", str(tiny_bundle), "--measure", "none", "--json", "--quiet", *given]
+    assert main([*command, "--eval-samples", "20"]) == 0
+    found = json.loads(capsys.readouterr().out)["evaluation"]
+    assert (found["files"], found["samples"], found["rows"]) == (["f.csv"], 20, 30)
+    assert main(["debug", str(tiny_bundle), "--variant", "int8", "--json", *given]) == 0
+
+
 def test_bundles_are_compared_where_there_is_no_torch(tiny_bundle: Path, tmp_path: Path) -> None:
     program = (
         "import sys\n"

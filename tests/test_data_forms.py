@@ -116,6 +116,24 @@ def test_a_column_that_occurs_twice_and_a_later_row_without_it_are_refused(tmp_p
         read(path, columns={"text": "a"})
 
 
+@pytest.mark.parametrize(
+    ("task", "name", "content", "known"),
+    [
+        ("token-classification", "f.conll", "Ann B-PER\n", "tokens"),
+        ("question-answering", "f.json", '{"data": []}', "question"),
+        ("text-generation", "f.txt", "two words", "text"),
+        ("text-generation", "d/f.txt", "two words", "text"),
+        ("text-classification", "d/positive/f.txt", "good", "text"),
+    ],
+)
+def test_columns_of_data_that_has_no_names_are_refused(
+    tmp_path: Path, task: str, name: str, content: str, known: str
+) -> None:
+    write(tmp_path / name, content)
+    with pytest.raises(InvalidInputError, match=rf"whose columns have no names: {known}=x cannot be found in it"):
+        read(tmp_path / name.split("/")[0], task, columns={known: "x"})
+
+
 def test_labels_of_the_data_are_mapped_to_those_of_the_model(tmp_path: Path) -> None:
     labels = {"5": "positive", "bad!": "0", "true": "positive"}
     path = write(tmp_path / "f.tsv", "good\t5\nbad\tbad!\nbad\tnegative\n")

@@ -86,6 +86,12 @@ def test_weights_of_x86_without_vnni_keep_to_7_bits_or_are_unsigned(machine: Mac
     assert hardware.session_config(machine) == {EXACT_INT8: "1"}
 
 
+def test_blocks_of_encoders_are_told_where_there_are_some() -> None:
+    name = "accuracy level of products with weights in blocks"
+    assert name not in reasons(on_cpu(VNNI))
+    assert reasons(on_cpu(VNNI), made=("fp32", "int4"))[name].startswith("4: ")
+
+
 def test_activations_of_static_int8_are_told_where_there_are_some() -> None:
     assert "activations of static int8" not in reasons(on_cpu(VNNI))
     assert reasons(on_cpu(VNNI), made=("int8-static",))["activations of static int8"].startswith("unsigned: ")

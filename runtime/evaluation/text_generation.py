@@ -53,7 +53,7 @@ def _by_name(names: Sequence[str], chosen: Positions) -> Positions | None:
 
 
 COLUMNS = {"text": "text"}
-_LAYOUT = Layout(_by_name, lambda row: None, "text", "text", COLUMNS)
+_LAYOUT = Layout(_by_name, lambda row: None, "text", "text", COLUMNS, bare="text")
 _TWO_WORDS = re.compile(r"\S\s+\S")
 _SAMPLES = 4096
 _MOST_CHARACTERS = 4_000_000
@@ -83,6 +83,7 @@ def _passages(source: Source) -> Iterator[Passage]:
 
 def _texts(source: Source) -> Iterator[str]:
     if source.path.is_dir() and not is_stored(source.path):
+        source.refuse_columns("a folder of texts")
         for path in text_files(source):
             for text in read_passages(path, source.purpose):
                 yield from parts(text)
@@ -90,6 +91,7 @@ def _texts(source: Source) -> Iterator[str]:
         for row in read_rows(source, _LAYOUT):
             yield from parts(text_of(row.place, "the text", row.cells["text"]))
     else:
+        source.refuse_columns("plain text")
         yield from read_passages(source.path, source.purpose)
 
 
