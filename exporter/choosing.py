@@ -6,7 +6,8 @@ import dataclasses
 
 from onnxpress.exporter import bundling
 from onnxpress.exporter.benchmark import baseline_name
-from onnxpress.exporter.gate import DEFAULT_MAX_DROP
+from onnxpress.exporter.gate import allowed_drop
+from onnxpress.exporter.search.trials import Limit
 from onnxpress.exporter.state import State, VariantState
 from onnxpress.runtime.measuring import Measurement
 
@@ -15,7 +16,9 @@ _SHORTEST = 0  # latency is judged at the shortest length measured: one short re
 
 def choose(state: State) -> State:
     """Mark the default variant. Variants that are not verified on their target are never chosen."""
-    able = [variant for variant in state.variants if variant.status == "passed"]
+    passed = [variant for variant in state.variants if variant.status == "passed"]
+    # The gate judges by all examples; what the search found not to hold on a part of them is not what was asked for.
+    able = [variant for variant in passed if variant.name not in state.rejected] or passed
     scores = {variant.name: _score(state, variant) for variant in able}
     best = max(able, key=lambda variant: scores[variant.name])
     return dataclasses.replace(state, default=best.name, default_reason=_reason(state, best, able), cached=False)
@@ -23,11 +26,13 @@ def choose(state: State) -> State:
 
 def _score(state: State, variant: VariantState) -> float:
     """Higher is better. Without measurements the smallest file stands for the fastest, except that fp16 is not."""
-    if state.config.objective == "size":
-        return -float(bundling.variant_size_bytes(state, variant.name))
     measured = state.measurements.get(variant.name)
+    if state.config.objective == "memory" and measured is not None and measured.peak_memory_bytes is not None:
+        return -float(measured.peak_memory_bytes)
+    if state.config.objective in ("size", "memory"):
+        return -float(bundling.variant_size_bytes(state, variant.name))
     if measured is None:
-        return {"int4": 3.0, "int8": 2.0, "int8-static": 1.9, "fp32": 1.0}.get(variant.precision, 0.0)
+        return {"int4": 3.0, "int8": 2.0, "int8-static": 1.9, "mixed": 1.5, "fp32": 1.0}.get(variant.precision, 0.0)
     if state.task == "text-generation":
         return _tokens_per_second(measured, alone=state.config.objective == "latency")
     if state.config.objective == "latency":
@@ -44,13 +49,15 @@ def _tokens_per_second(measured: Measurement, alone: bool) -> float:
 def _reason(state: State, best: VariantState, able: list[VariantState]) -> str:
     held = f"agrees with {state.source.reference}"
     if state.evaluation is not None:
-        allowed = DEFAULT_MAX_DROP if state.config.max_accuracy_drop is None else state.config.max_accuracy_drop
-        held = f"loses at most {state.evaluation.amount(allowed)}"
-    field = f"of the {len(able)} variants that {held.replace('loses', 'lose').replace('agrees', 'agree')}"
+        held = Limit(allowed_drop(state.config), state.config.min_metric).words(state.evaluation)
+    plural = held.replace("loses", "lose").replace("agrees", "agree").replace("has ", "have ")
+    field = f"of the {len(able)} variants that {plural}"
     if len(able) == 1:
         field = f"as the only variant that {held}"
     measured = state.measurements.get(best.name)
-    if state.config.objective == "size":
+    if state.config.objective == "memory" and measured is not None and measured.peak_memory_bytes is not None:
+        return f"the least memory, {measured.peak_memory_bytes / 1e6:.0f} MB at its peak, {field}"
+    if state.config.objective in ("size", "memory"):
         return f"the smallest, {bundling.variant_size_bytes(state, best.name) / 1e6:.1f} MB, {field}"
     if measured is None:
         return f"usually the fastest (nothing was measured), {field}"

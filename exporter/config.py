@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,7 +19,7 @@ from onnxpress.runtime.hardware import Hardware
 from onnxpress.runtime.machine import compute_capability, describe_machine
 
 Target = Literal["cpu", "cuda", "tensorrt"]
-Objective = Literal["throughput", "latency", "size"]
+Objective = Literal["throughput", "latency", "size", "memory"]
 Measure = Literal["quick", "full", "none"]
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-static", "int4")
 
@@ -79,8 +80,8 @@ class Thresholds:
             return "max_abs", self.fp32_max_abs
         if task == "feature-extraction":
             return "cosine", self.fp16_cosine if precision == "fp16" else self.int8_cosine
-        if precision == "int8-static":
-            precision = "int8"
+        if precision in ("mixed", "int8-static"):
+            precision = "int4" if task == "text-generation" else "int8"
         bound: float = getattr(self, f"{precision}_rms")
         return "rms", bound
 
@@ -128,7 +129,12 @@ class ExportConfig:
     objective: Objective = "throughput"
     """What the default variant is chosen by, among those that hold the accuracy."""
     max_accuracy_drop: float | None = None
-    """Points of the evaluation's metric (0-100) a variant may lose against PyTorch; None: 1."""
+    """Points of the evaluation's metric (0-100) a variant may lose against PyTorch; None: 1, unless `min_metric` is
+    given. Where it is given, precisions are searched that hold it (docs/search.md)."""
+    min_metric: float | None = None
+    """The least, of perplexity the most, that a variant's primary figure may be; a search is made for it as well."""
+    search_budget: float = 300.0
+    """Seconds that a search may take."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for sources you trust."""
     allow_pickle: bool = False
@@ -167,10 +173,16 @@ class ExportConfig:
             MigrationConfig(self.migration)
         if self.embedding_bits is not None:
             EmbeddingConfig(bits=self.embedding_bits)
+        if isinstance(self.calibration, str) and self.calibration != "synthetic":
+            raise InvalidInputError(f"calibration is {self.calibration!r}; give a tuple of paths, or 'synthetic'")
         self.evaluation_data()
         self.calibration_data()
         if self.max_accuracy_drop is not None and not 0 <= self.max_accuracy_drop <= 100:
             raise InvalidInputError(f"max_accuracy_drop is {self.max_accuracy_drop}; give points from 0 to 100")
+        if self.min_metric is not None and not math.isfinite(self.min_metric):
+            raise InvalidInputError(f"min_metric is {self.min_metric}; give a number")
+        if not 0 <= self.search_budget < math.inf:
+            raise InvalidInputError(f"search_budget is {self.search_budget}; give seconds, at least 0")
         if self.threads is not None and self.threads < 1:
             raise InvalidInputError(f"threads is {self.threads}; give at least 1")
 

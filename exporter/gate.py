@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxpress.exporter import bundling
 from onnxpress.exporter.building import real_cases
-from onnxpress.exporter.config import Thresholds
+from onnxpress.exporter.config import ExportConfig, Thresholds
 from onnxpress.exporter.divergence import first_divergence
 from onnxpress.exporter.quiet import quiet
 from onnxpress.exporter.state import Graph, State, VariantState
@@ -27,6 +27,13 @@ from onnxpress.runtime.verifying import run_of
 
 DEFAULT_MAX_DROP = 1.0
 """Points of the evaluation's metric a variant may lose unless asked otherwise."""
+
+
+def allowed_drop(config: ExportConfig) -> float | None:
+    """Points that may be lost; None where only a least metric was asked for."""
+    if config.max_accuracy_drop is None and config.min_metric is None:
+        return DEFAULT_MAX_DROP
+    return config.max_accuracy_drop
 
 
 def verify(state: State) -> State:
@@ -91,7 +98,8 @@ def _verdict_key(state: State, variant: VariantState) -> dict[str, Any]:
         "session": dataclasses.asdict(variant.graph.session),
         "variant": (variant.precision, variant.target, unusable_because(SHORT_NAMES[variant.target])),
         "thresholds": dataclasses.asdict(state.config.thresholds or Thresholds()),
-        "evaluation": state.evaluation and (state.evaluation.sha256, state.config.max_accuracy_drop),
+        "evaluation": state.evaluation and state.evaluation.sha256,
+        "limit": (state.config.max_accuracy_drop, state.config.min_metric),
         "machine": (describe_machine().key(), state.threads),
     }
 
@@ -123,7 +131,7 @@ def _check_accuracy(state: State, variant: VariantState) -> VariantState:
     with quiet(state.verbose):
         providers = None if variant.status == "passed" else "cpu"
         scores = evaluate(load(state.folder, providers=providers, threads=state.threads), state.evaluation)
-    allowed = DEFAULT_MAX_DROP if state.config.max_accuracy_drop is None else state.config.max_accuracy_drop
+    allowed, least = allowed_drop(state.config), state.config.min_metric
     before, after = state.baseline_scores.primary, scores.primary
     drop = state.evaluation.loss(before, after)
     variant = dataclasses.replace(
@@ -133,7 +141,9 @@ def _check_accuracy(state: State, variant: VariantState) -> VariantState:
         metrics=scores.metrics,
         changed_answers=_changed_answers(state.baseline_scores, scores),
     )
-    if not drop <= allowed:  # also when the accuracy is not a number
+    if least is not None and not state.evaluation.loss(least, after) <= 0:
+        return dataclasses.replace(variant, status="failed", failure=f"has {after:.2f}, asked for {least:g}")
+    if allowed is not None and not drop <= allowed:  # also when the accuracy is not a number
         figures = f"{after:.2f} against {before:.2f} of {state.source.reference}"
         failure = f"loses {state.evaluation.amount(drop, '.2f')} ({figures}), allowed {allowed:g}"
         return dataclasses.replace(variant, status="failed", failure=failure)

@@ -1,4 +1,4 @@
-"""The export, as an ordered table of steps: load, trace, fuse, convert, verify, measure, choose, report, seal.
+"""The export, as an ordered table of steps: load, trace, fuse, convert, search, verify, measure, choose, report, seal.
 
 Each step is a plain function from a state to a new state. What is expensive goes through the step cache, so an export
 with one more variant redoes only that variant; PyTorch is not even imported when nothing needs it.
@@ -22,6 +22,7 @@ from onnxpress.exporter.config import ExportConfig, ProgressHook
 from onnxpress.exporter.labels import label_settings
 from onnxpress.exporter.refusals import refuse_unexportable
 from onnxpress.exporter.sealing import check_output, seal, staging_folder
+from onnxpress.exporter.search import search
 from onnxpress.exporter.source import Source, resolve_source
 from onnxpress.exporter.state import State
 from onnxpress.exporter.stepcache import open_cache
@@ -36,6 +37,7 @@ STEPS: tuple[tuple[str, Callable[[State], State]], ...] = (
     ("trace", building.trace),
     ("fuse", building.fuse),
     ("convert", building.convert),
+    ("search", search),
     ("verify", gate.verify),
     ("measure", benchmark.measure),
     ("choose", choosing.choose),
@@ -62,6 +64,7 @@ class ExportResult:
             "bundle": str(self.folder),
             "default_variant": self.manifest.default_variant,
             "default_reason": self.manifest.default_reason,
+            "search": self.report["search"],
             "metrics": {"evaluation": self.report["evaluation"], "baseline": self.report["baseline"]},
             "variants": [
                 {key: value for key, value in variant.items() if key not in ("passes", "candidates", "parity")}
@@ -107,6 +110,7 @@ def _export(model: str, output: Path, config: ExportConfig, progress: ProgressHo
     check_output(output, config.force)
     progress("load", "finding the model", 0.0)
     source = resolve_source(model, config, progress)
+    searches = config.max_accuracy_drop is not None or config.min_metric is not None  # asked for, not by a recipe
     if source.recipe is not None:
         config = source.recipe.apply(config)
     task = resolve_task(config.task, source)
@@ -126,6 +130,7 @@ def _export(model: str, output: Path, config: ExportConfig, progress: ProgressHo
             threads=config.threads or usable_cores(),
             progress=progress,
             verbose=verbose,
+            searches=searches,
             created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
         for name, step in STEPS:
@@ -146,8 +151,12 @@ def _read_data(config: ExportConfig, task: str, source: Source) -> tuple[Evaluat
     for name in ("evaluation_columns", "evaluation_labels", "evaluation_split", "evaluation_samples"):
         if getattr(config, name) is not None and not config.evaluation:
             raise InvalidInputError(f"{name} says how evaluation data is read, but there is none; give some (--eval)")
+    if config.min_metric is not None and not config.evaluation:
+        raise InvalidInputError("min_metric needs labelled examples to measure it on; give evaluation files, too")
     if config.calibration_columns is not None and config.calibration in (None, (), SYNTHETIC):
         raise InvalidInputError("calibration_columns says how files are read, but calibration names none")
+    if config.min_metric is not None and not config.evaluation:
+        raise InvalidInputError("min_metric needs labelled examples to measure it on; give evaluation files, too")
     if config.evaluation:
         evaluation = read_evaluation(config.evaluation, task, names, function, config.evaluation_data())
     if config.calibration:

@@ -10,7 +10,7 @@ import onnxpress
 from onnxpress.exporter import bundling
 from onnxpress.exporter.benchmark import baseline_name
 from onnxpress.exporter.calibration import decoder_rows, encoder_feeds, uses_calibration
-from onnxpress.exporter.gate import DEFAULT_MAX_DROP
+from onnxpress.exporter.gate import allowed_drop
 from onnxpress.exporter.page import render_report
 from onnxpress.exporter.state import State, VariantState
 from onnxpress.runtime import hardware
@@ -50,7 +50,8 @@ def build_report(state: State) -> dict[str, Any]:
         },
         "target": config.target,
         "objective": config.objective,
-        "max_accuracy_drop": DEFAULT_MAX_DROP if config.max_accuracy_drop is None else config.max_accuracy_drop,
+        "max_accuracy_drop": allowed_drop(config),
+        "min_metric": config.min_metric,
         "machine": dataclasses.asdict(describe_machine()) | {"threads": state.threads},
         "hardware": _hardware(state),
         "versions": versions(),
@@ -58,6 +59,8 @@ def build_report(state: State) -> dict[str, Any]:
         "calibration": _calibration(state),
         "measurement": state.workload_facts,
         "baseline": _baseline(state),
+        "sensitivity": state.sensitivity,
+        "search": state.search,
         "variants": [_variant(state, variant) for variant in state.variants],
         "default": {"variant": state.default, "reason": state.default_reason},
         "steps": list(state.timings),

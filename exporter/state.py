@@ -86,6 +86,8 @@ class State:
     progress: ProgressHook
     verbose: bool
     created: str
+    searches: bool = False
+    """Whether the accuracy was asked for, so that a graph is searched that holds it."""
     cached: bool = True
     """Whether the running step has found everything in the cache so far."""
     timings: tuple[dict[str, Any], ...] = ()
@@ -96,6 +98,11 @@ class State:
     traced: Path | None = None
     fused: Graph | None = None
     variants: tuple[VariantState, ...] = ()
+    search: dict[str, Any] | None = None
+    """What the search tried and found: a key of the report, like the next one."""
+    sensitivity: dict[str, Any] | None = None
+    rejected: frozenset[str] = frozenset()
+    """Variants that did not hold the accuracy in the search."""
     baseline_scores: Scores | None = None
     measurements: dict[str, Measurement] = dataclasses.field(default_factory=dict)
     workload_facts: dict[str, Any] | None = None

@@ -126,6 +126,18 @@ def test_the_report_is_not_changed() -> None:
     assert report == full_report()
 
 
+def test_what_the_hardware_decided_is_told_with_its_reasons() -> None:
+    report = full_report()
+    report["hardware"]["cuda_compute_capability"] = "8.9"
+    text = Page(render_report(report)).text
+    assert "Decided by the hardware here" in text
+    assert "Weights of int8signed, 8 bits: AVX-512 VNNI sums 8-bit products in 32 bits." in text
+    assert "CUDA compute capability8.9" in text
+    assert "On another kind of machineother choices may be right" in text
+    report["hardware"] = {"decisions": [], "cuda_compute_capability": None}
+    assert "Decided by the hardware here" not in Page(render_report(report)).text
+
+
 def test_hostile_texts_stay_text() -> None:
     page = Page(render_report(hostile()))
     tags = [tag for tag, _ in page.elements]

@@ -67,14 +67,44 @@ def accuracy_chart(report: Report) -> Html | None:
         AxisText(_axis_title(report), f"{'lower' if falls else 'higher'} is better", _ceiling(report), falls),
     )
 
+    trials = _trial_points(report)
+
     def draw(name: str, width: float) -> Html:
         size = (width, min(420.0, 270 + 0.2 * width))
-        return scatter_chart(name, title, description, points, front, axes, size, _drop_limit(report))
+        return scatter_chart(name, title, description, points, front, axes, size, _drop_limit(report), trials)
 
     below = [_scatter_legend(report, points, front)]
     if missing:
         below.append(element("p", f"Not in this chart: {', '.join(missing)}.", class_="remark"))
+    if trials:
+        below.append(element("p", _TRIALS, class_="remark"))
     return _figure("accuracy-chart", draw, below)
+
+
+_TRIALS = (
+    "Small dots are graphs that the search tried: accuracy as the drop on its part of the evaluation, latency as the "
+    "speed against float32. Those at the lower edge lose more than the chart shows."
+)
+
+
+def _trial_points(report: Report) -> list[Point]:
+    """The trials of the search, placed by what they lose and gain against float32."""
+    baseline = baseline_series(report)
+    reached = baseline.figure("accuracy") if baseline else None
+    plain = next((row for row in all_series(report) if row.name == "fp32"), None)
+    if plain is None or reached is None:
+        return []
+    tokens = reference_tokens(report)
+    latency = token_milliseconds(plain) if writes(report) else figure(plain.latency(tokens), "p50_ms")
+    points = []
+    for trial in part(report, "search").get("trials") or []:
+        speed, drop = figure(trial, "speedup"), figure(trial, "drop")
+        if latency is None or not speed or drop is None:
+            continue
+        y = reached * (1 + drop / 100) if lower_is_better(report) else reached - drop
+        lines = (f"Trial {trial.get('name')}", f"Drop {fixed(drop, 2)}", f"{number(speed, 2)} times float32's speed")
+        points.append(Point(str(trial.get("name")), latency / speed, y, "\n".join(lines), "other"))
+    return points
 
 
 def latency_chart(report: Report) -> Html | None:
@@ -112,7 +142,7 @@ def latency_chart(report: Report) -> Html | None:
         for row in _timed(rows)
     ]
     title = "Time to the first token" if writes(report) else "Latency"
-    return _bar_figure("latency-chart", f"{title} in milliseconds", panels, table(title, headings, table_rows))
+    return bar_figure("latency-chart", f"{title} in milliseconds", panels, table(title, headings, table_rows))
 
 
 def throughput_chart(report: Report) -> Html | None:
@@ -137,7 +167,7 @@ def throughput_chart(report: Report) -> Html | None:
     ]
     figures = table("Throughput", headings, table_rows)
     title = f"Throughput in {'new tokens' if writes(report) else 'texts'} a second"
-    return _bar_figure("throughput-chart", title, panels, figures, shared_scale=True)
+    return bar_figure("throughput-chart", title, panels, figures, shared_scale=True)
 
 
 def memory_chart(report: Report) -> Html | None:
@@ -158,12 +188,13 @@ def memory_chart(report: Report) -> Html | None:
             panels.append(Panel(title, bars))
     if not panels:
         return None
-    return _bar_figure("memory-chart", "Peak memory, size on disk and cold start", panels, None)
+    return bar_figure("memory-chart", "Peak memory, size on disk and cold start", panels, None)
 
 
-def _bar_figure(
+def bar_figure(
     name: str, title: str, panels: Sequence[Panel], figures: Html | None, *, shared_scale: bool = False
 ) -> Html:
+    """A chart of bars in panels, with its figures as a table below where there is one."""
     description = ". ".join(
         f"{panel.title}: " + "; ".join(bar.tip.replace("\n", ", ") for bar in panel.bars) for panel in panels
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from onnxpress.exporter.page import figures, method, parity, tables
+from onnxpress.exporter.page import figures, method, parity, search, tables
 from onnxpress.exporter.page.markup import Html, element, join
 from onnxpress.exporter.page.shell import footer, whole_page
 from onnxpress.exporter.page.shell import section as _section
@@ -244,9 +244,23 @@ _WRITING = (
 )
 
 
+_SENSITIVITY = (
+    "How far the outputs go from float32 when one node alone has fewer bits: of logits the divergence of the "
+    "probabilities in nats, of others the squared difference over the square. Nodes are named by their PyTorch "
+    "modules; fp32 marks those that the accepted graph keeps in float32."
+)
+
+
 def _table_sections(report: Report) -> list[Html | None]:
     return [
         _section("All variants", None, [tables.variants_table(report)]),
+        _section(
+            "Search",
+            search.search_lead(report),
+            search.search_content(report),
+            absent=part(report, "search").get("sentence"),
+        ),
+        _section("Sensitivity", _SENSITIVITY, search.sensitivity_charts(report)),
         _section(
             f"Parity with {reference(report)}",
             parity.parity_lead(report),

@@ -14,6 +14,8 @@ from onnxpress.exporter.page.charts import FONT, SMALL_FONT, Kind, frame
 from onnxpress.exporter.page.labels import POINT_RADIUS, Box, Label, place_labels, shorten, text_width
 from onnxpress.exporter.page.markup import Html, element
 
+_TRIAL_RADIUS = 3.5
+
 
 @dataclasses.dataclass(frozen=True)
 class Point:
@@ -82,6 +84,7 @@ def scatter_chart(
     axes: tuple[AxisText, AxisText],
     size: tuple[float, float],
     limit: tuple[float, str] | None = None,
+    trials: Sequence[Point] = (),
 ) -> Html:
     """Points with their names, and a staircase through those on the Pareto front.
 
@@ -94,10 +97,11 @@ def scatter_chart(
         axes: of x and y.
         size: of the drawing, in pixels.
         limit: a y value to draw a line at, and what it is.
+        trials: further points, small and without names; those beyond the axis of y lie at its edge.
     """
     width, height = size
     plot = Box(62, 34, width - 14, height - 52)
-    x = Axis(0.0, max(point.x for point in points) * 1.12 or 1.0, plot.left, plot.right)
+    x = Axis(0.0, max(point.x for point in (*points, *trials)) * 1.12 or 1.0, plot.left, plot.right)
     y = _y_axis([point.y for point in points], limit, axes[1], plot)
     places = [(x.at(point.x), y.at(point.y)) for point in points]
     steps = _staircase([places[index] for index in front], plot)
@@ -117,7 +121,8 @@ def scatter_chart(
     ]
     # The default comes last, so that no other point covers it.
     order = sorted(range(len(points)), key=lambda index: points[index].kind == "default")
-    drawn = [_grid(x, y, axes, plot), limit_drawn, _front(steps, plot), [marks[index] for index in order]]
+    small = [_trial(point, x, y) for point in trials]
+    drawn = [_grid(x, y, axes, plot), limit_drawn, _front(steps, plot), small, [marks[index] for index in order]]
     return frame(name, title, description, size, drawn)
 
 
@@ -228,6 +233,13 @@ def _mark(point: Point, place: tuple[float, float], label: str, spot: Label, *, 
     )
     spoken = point.tip.replace("\n", ", ")
     return element("g", parts, class_="mark", tabindex=0, role="img", aria_label=spoken, data_tip=point.tip)
+
+
+def _trial(point: Point, x: Axis, y: Axis) -> Html:
+    at = y.at(min(max(point.y, y.low), y.high))
+    dot = element("circle", cx=x.at(point.x), cy=at, r=_TRIAL_RADIUS, class_="trial")
+    spoken = point.tip.replace("\n", ", ")
+    return element("g", element("title"), dot, class_="mark", role="img", aria_label=spoken, data_tip=point.tip)
 
 
 def point_path(kind: Kind, x: float, y: float) -> str:

@@ -21,12 +21,13 @@ from rich.text import Text
 if TYPE_CHECKING:
     from onnxpress.exporter.page.values import Metric
 
-_STEPS = ("load", "trace", "fuse", "convert", "verify", "measure", "choose", "report", "seal")
+_STEPS = ("load", "trace", "fuse", "convert", "search", "verify", "measure", "choose", "report", "seal")
 _WORDS = {
     "load": "load the model",
     "trace": "trace the graph",
     "fuse": "fuse operators",
     "convert": "make variants",
+    "search": "search precisions",
     "verify": "verify against the model",
     "measure": "measure",
     "choose": "choose the default",

@@ -99,13 +99,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--objective",
         default="throughput",
-        help="what the default variant is chosen by: throughput, latency or size (default: throughput)",
+        help="what the default variant is chosen by: throughput, latency, size or memory (default: throughput)",
     )
     parser.add_argument(
         "--max-accuracy-drop",
         type=float,
         metavar="POINTS",
-        help="points of the evaluation's metric (0-100) a variant may lose against PyTorch (default: 1)",
+        help="points of the evaluation's metric (0-100) a variant may lose against PyTorch (default: 1); where it is "
+        "given, mixtures of precisions are searched that hold it (docs/search.md)",
+    )
+    parser.add_argument(
+        "--min-metric",
+        type=float,
+        metavar="X",
+        help="the least value of the evaluation's metric, of perplexity the most, that a variant may have; a search is "
+        "made for it as well",
+    )
+    parser.add_argument(
+        "--search-budget",
+        default="5m",
+        metavar="TIME",
+        help="how long the search may take, such as 90s, 5m or 1h (default: 5m); Ctrl-C ends it earlier",
     )
     parser.add_argument("--measure", default="quick", help="how long to measure: quick, full or none (default: quick)")
     parser.add_argument("--threads", type=int, help="CPU threads to measure with (default: the cores allowed)")
@@ -175,7 +189,9 @@ def _lasting_interrupt() -> Iterator[Callable[[], None]]:
         raise KeyboardInterrupt
 
     def check() -> None:
+        nonlocal pressed
         if pressed:
+            pressed = False  # a step that ends early for it, as the search does, is not stopped a second time
             raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
@@ -199,6 +215,21 @@ def _calibration(given: list[str] | None) -> tuple[Path, ...] | Literal["synthet
             "is ./synthetic)"
         )
     return tuple(map(Path, given))
+
+
+def _seconds(text: str) -> float:
+    """A duration such as 90s, 5m or 1h; a number alone is in seconds.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    from onnxpress.runtime.errors import InvalidInputError
+
+    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:])
+    try:
+        return float(text) if unit is None else unit * float(text[:-1])
+    except ValueError as error:
+        raise InvalidInputError(f"the time {text!r} is none; give a number and s, m or h, such as 90s or 5m") from error
 
 
 def _migration(given: str | None) -> float | Literal["off"] | None:
@@ -245,6 +276,8 @@ def _config(arguments: argparse.Namespace) -> ExportConfig:
         embedding_bits=arguments.embedding_bits,
         objective=arguments.objective,
         max_accuracy_drop=arguments.max_accuracy_drop,
+        min_metric=arguments.min_metric,
+        search_budget=_seconds(arguments.search_budget),
         trust_remote_code=arguments.trust_remote_code,
         allow_pickle=arguments.allow_pickle,
         revision=arguments.revision,

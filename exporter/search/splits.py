@@ -1,0 +1,59 @@
+"""The two parts of an evaluation: one that a search may look at again and again, and one that it does not see."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.evaluation import Evaluation
+from onnxpress.runtime.evaluation.text_generation import Passage
+
+_SEED = 0
+_LEAST = 4
+_MOST, _MOST_PIECES = 2000, 64
+"""Examples to search with, which every trial is scored on, and pieces of text."""
+_PIECE = 2000
+"""Characters of a piece of text at least: about as many tokens as a decoder's perplexity is computed on at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """An evaluation in two parts that have no example in common."""
+
+    search: Evaluation
+    held_out: Evaluation
+
+
+def split(evaluation: Evaluation) -> Splits:
+    """Shuffle the examples, always in the same way, and halve them; of many, more than a half is held out. Texts of
+    decoders are cut into pieces first.
+
+    Raises:
+        InvalidInputError: there are too few.
+    """
+    if evaluation.task == "text-generation":
+        texts = [example.text for example in evaluation.examples if isinstance(example, Passage)]
+        pieces = tuple(Passage(piece) for text in texts for piece in _pieces(text))
+        evaluation = dataclasses.replace(evaluation, examples=pieces, sha256=f"{evaluation.sha256}:pieces")
+    count = len(evaluation.examples)
+    if count < _LEAST:
+        raise InvalidInputError(
+            f"the evaluation has {count} example{'s' * (count != 1)}, and a search needs at least {_LEAST}, a half to "
+            "search with and a half to check the result with: give more, or leave out the accuracy that is asked for"
+        )
+    order = random.Random(_SEED).sample(range(count), count)
+    searched = min(count // 2, _MOST_PIECES if evaluation.task == "text-generation" else _MOST)
+    return Splits(evaluation.subset(sorted(order[:searched])), evaluation.subset(sorted(order[searched:])))
+
+
+def _pieces(text: str) -> list[str]:
+    """The text cut at line ends."""
+    pieces = [""]
+    for line in text.splitlines(keepends=True):
+        if len(pieces[-1]) >= _PIECE:
+            pieces.append("")
+        pieces[-1] += line
+    if len(pieces) > 1 and len(pieces[-1].split()) < 2:  # nothing to predict
+        pieces[-2] += pieces.pop()
+    return pieces
