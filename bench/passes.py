@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 import tempfile
@@ -140,6 +141,19 @@ def _weights(bits: int) -> Apply:
     return apply
 
 
+def _mixed(subject: Subject, target: Path) -> Any:
+    from onnxpress.quantize.mixed import MixedConfig, mix_precisions, quantized_nodes
+
+    parts = {name: target.with_name(f"{name}.onnx") for name in ("int8", "int8-static", "int4")}
+    _dynamic(tamed=False)(subject, parts["int8"])
+    _static("minmax", migrated=True)(subject, parts["int8-static"])
+    _weights(4)(subject, parts["int4"])
+    nodes = quantized_nodes(subject.graph, parts["int8-static"])
+    precisions = itertools.cycle(["int8", "int8-static", "int4", "fp16", "fp32"])
+    assignment = dict(zip(nodes, precisions, strict=False))
+    return mix_precisions(subject.graph, parts, MixedConfig(assignment), target)
+
+
 PASSES: tuple[Pass, ...] = (
     Pass("fp16", _half("float16")),
     Pass("bf16 (structure)", _half("bfloat16"), runs_on_cpu=False),
@@ -156,6 +170,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("int8 static, minmax, scales migrated, and embedding tables", _static("minmax", migrated=True, tables=True)),
     Pass("int8 weights", _weights(8)),
     Pass("int4 weights", _weights(4)),
+    Pass("mixed: products by turns in int8, int8-static, int4, fp16, fp32", _mixed),
 )
 
 

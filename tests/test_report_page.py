@@ -27,6 +27,7 @@ from tests.report_fixtures import (
     hostile,
     one_survivor,
     pressed_from_onnx,
+    searched,
     six_variants,
     tagger,
     unmeasured,
@@ -193,6 +194,44 @@ def test_the_order_of_the_sections() -> None:
         "Notes",
         "How this was measured",
     ]
+
+
+def test_a_search_shows_what_was_tried() -> None:
+    html = render_report(searched())
+    page = Page(html)
+    rows = page.rows("Graphs tried")
+    assert rows["Graph"] == [
+        "Nodes by precision",
+        "Divergence",
+        "Drop points, at most 1",
+        "Speed float32 = 1",
+        "Size MB",
+        "Holds",
+    ]
+    assert rows["int8"] == ["13 int8, 0 fp32", "0.0400", "7.11", "2.50", "58.8", "✕ no"]
+    assert rows["mixed 2"][-1] == "✕ differs from PyTorch: allowed 0.2"
+    assert rows["mixed 3 accepted"] == ["9 int8, 4 fp32", "0.00250", "0.23", "2.31", "66.0", "✓ yes"]
+    assert rows["mixed 4"][-1] == "✕ not on the examples held out"
+    assert "88.30 against 88.53 in float32 on 436 examples; change with its 95 % interval: −1.15 to 0.69" in page.text
+    tips = [attributes.get("data-tip") for _, attributes in page.elements]
+    assert "Trial int8\nDrop 7.11\n2.50 times float32's speed" in tips
+    assert html.index(">Search<") < html.index(">Sensitivity<")
+
+
+def test_sensitive_nodes_are_drawn_by_their_modules_the_largest_first() -> None:
+    page = Page(render_report(searched()))
+    tips = [attributes.get("data-tip") or "" for _, attributes in page.elements]
+    bars = list(dict.fromkeys(tip.partition("\n")[0] for tip in tips if "Local error" in tip))
+    assert bars[:3] == [
+        "bert.encoder.layer.0.attention.self.value",
+        "bert.encoder.layer.0.output",
+        "bert.encoder.layer.1.attention.self.value",
+    ]
+    assert len(bars) == 12
+    assert "And 1 more, each with less." in page.text
+    assert "layer.0.attention.self.value" in page.text
+    assert "0.0200 · fp32" in page.text
+    assert any("estimated from the local error" in tip for tip in tips)
 
 
 def test_the_figures_of_the_variants_are_those_of_the_report() -> None:
@@ -410,8 +449,8 @@ def test_passes_that_variants_share_are_listed_once() -> None:
 
 def test_candidates_show_their_time_and_the_chosen_one() -> None:
     rows = Page(render_report(full_report())).rows("Forms tried for int8")
-    assert rows["signed 8-bit weights, per channel chosen"][-1] == "9.04"
-    assert rows["signed 8-bit weights, per tensor"][-1] == "9.11"
+    assert rows["signed 8-bit weights, per channel chosen"][-2:] == ["9.04", "0.031"]
+    assert rows["signed 8-bit weights, per tensor"][-2:] == ["9.11", "0.094"]
 
 
 def test_without_evaluation_the_axis_is_agreement() -> None:

@@ -248,7 +248,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
     parts = step._parts
     monkeypatch.setattr(TrialBench, "_time", times)
-    monkeypatch.setattr(TrialBench, "add_static", lambda bench, config: None)
+    monkeypatch.setattr(TrialBench, "add_part", lambda bench, name, depends_on, write: None)
     monkeypatch.setattr(
         step, "_parts", lambda state: {name: part for name, part in parts(state).items() if name == "int8"}
     )
