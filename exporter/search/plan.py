@@ -2,10 +2,10 @@
 by a `Bench`.
 
 Graphs of one precision come first. Where none holds that is about as cheap as the cheapest, nodes are raised: one,
-two, four, ... of the moves that help most for what they cost, until the accuracy holds, and by halving the last interval
-the fewest of them. Then single moves are taken back, the most expensive first, as long as the accuracy holds without
-them. The cheapest trial that holds is checked on the examples that were held out; where it fails there, more precise
-ones are.
+two, four, ... of the moves that help most for what they cost, until the accuracy holds, and by halving the last
+interval the fewest of them. Then single moves are taken back, the most expensive first, as long as the accuracy holds
+without them. The cheapest trial that holds is checked on the examples that were held out; where it fails there, more
+precise ones are.
 """
 
 from __future__ import annotations
