@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onnxpress.exporter.calibration import DECODER_SAMPLES, ENCODER_SAMPLES, SYNTHETIC, Calibration
+from onnxpress.exporter.encoder_feeds import PAIRED
 from onnxpress.runtime.data.folders import text_files
 from onnxpress.runtime.data.lines import BLOCK, parts, read_lines, read_passages, read_text
 from onnxpress.runtime.data.options import DataOptions, Source
@@ -34,7 +35,6 @@ from onnxpress.runtime.evaluation.rows import (
 from onnxpress.runtime.evaluation.text_classification import FIRST, PAIRS
 
 _TABLES = (".csv", ".tsv")
-_CONLL = (".conll", ".bio", ".iob", ".iob2")
 _FIRST = (*FIRST, "masked_text", "masked_sentence", "tokens", "words")
 _PAIRS = (*PAIRS, ("question", "context"), ("query", "positive"))
 _MOST_SHOWN = 20
@@ -83,13 +83,15 @@ def read_calibration(
     given = [Path(path) for path in data]
     sources = [resolve(Source(path, options, "calibration")) for path in given]
 
+    beyond: list[int] = []
+
     def stream() -> Iterator[Input]:
         for source in sources:
             found = False
-            for item in _inputs(source, task, labels, function):
+            for item in _inputs(source, task, labels, function, beyond):
                 if all(text.strip() for text in item):
                     found = True
-                    yield item
+                    yield from [item] if task in PAIRED else ((text,) for text in item)
             if not found:
                 raise InvalidInputError(f"{source} has no text in it; {_enough(task)}")
 
@@ -100,17 +102,19 @@ def read_calibration(
             encoded = text.encode("utf-8", "replace")
             digest.update(len(encoded).to_bytes(8, "big") + encoded)
     files = tuple(displayed(path, source) for path, source in zip(given, sources, strict=True))
-    return Calibration(drawn.items, files, digest.hexdigest(), drawn.total)
+    return Calibration(drawn.items, files, digest.hexdigest(), drawn.total + sum(beyond))
 
 
 def _enough(task: str) -> str:
     return "give some 30,000 tokens of text" if task == "text-generation" else f"give some {ENCODER_SAMPLES} texts"
 
 
-def _inputs(source: Source, task: str, labels: Sequence[str], function: str) -> Iterator[Input]:
-    """What one source has to read, longer texts in parts (of decoders) or their beginning (of encoders)."""
+def _inputs(source: Source, task: str, labels: Sequence[str], function: str, beyond: list[int]) -> Iterator[Input]:
+    """What one source has to read, longer texts in parts (of decoders) or their beginning (of encoders). How many more
+    there are than are given is added to `beyond`."""
     decoder = task == "text-generation"
     if source.path.is_dir() and not is_stored(source.path):
+        source.refuse_columns("a folder of texts")
         for path in text_files(source):
             yield from ((part,) for part in _cut(read_text(path, source.purpose), decoder))
     elif is_stored(source.path) or source.suffix in JSON_SUFFIXES or _has_header(source, decoder):
@@ -120,12 +124,14 @@ def _inputs(source: Source, task: str, labels: Sequence[str], function: str) -> 
                     yield from ((part,) for text in item for part in parts(text))
                 else:
                     yield tuple(text[:BLOCK] for text in item)
-    elif not decoder and (source.suffix in _TABLES or (task == "token-classification" and source.suffix in _CONLL)):
-        yield from _labelled(source, task, labels, function)
-    elif decoder:
-        yield from ((text,) for text in read_passages(source.path, source.purpose))
+    elif not decoder and (source.suffix in _TABLES or (task == "token-classification" and _is_conll(source, labels))):
+        yield from _labelled(source, task, labels, function, beyond)
     else:
-        yield from ((line.rstrip("\n"),) for line in read_lines(source.path, source.purpose, longest=BLOCK))
+        source.refuse_columns("plain text")
+        if decoder:
+            yield from ((text,) for text in read_passages(source.path, source.purpose))
+        else:
+            yield from ((line.rstrip("\n"),) for line in read_lines(source.path, source.purpose, longest=BLOCK))
 
 
 def _has_header(source: Source, needed: bool) -> bool:
@@ -139,7 +145,14 @@ def _names(source: Source) -> list[str]:
     return [name.strip().lower() for name in first_row(source)]
 
 
-def _labelled(source: Source, task: str, labels: Sequence[str], function: str) -> Iterator[Input]:
+def _is_conll(source: Source, labels: Sequence[str]) -> bool:
+    """Whether the first word of a file has one of the model's tags."""
+    lines = (line.split() for line in read_lines(source.path, source.purpose, longest=BLOCK))
+    first = next((cells for cells in lines if cells and cells[0] != "-DOCSTART-"), [])
+    return len(first) > 1 and first[-1] in labels
+
+
+def _labelled(source: Source, task: str, labels: Sequence[str], function: str, beyond: list[int]) -> Iterator[Input]:
     """What a model reads of the examples of an evaluation file."""
     try:
         drawn = TASKS[task].read([source], labels, function, source.options.samples)
@@ -149,6 +162,7 @@ def _labelled(source: Source, task: str, labels: Sequence[str], function: str) -
             f"{source} has no column text (it begins with: {there[:200]}); --calibration-columns says which it is. Nor "
             f"can it be read as an evaluation file: {error}"
         ) from error
+    beyond.append(drawn.total - len(drawn.items))
     return (item for example in drawn.items for item in example.inputs)
 
 

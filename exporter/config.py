@@ -173,6 +173,8 @@ class ExportConfig:
             MigrationConfig(self.migration)
         if self.embedding_bits is not None:
             EmbeddingConfig(bits=self.embedding_bits)
+        if isinstance(self.calibration, str) and self.calibration != "synthetic":
+            raise InvalidInputError(f"calibration is {self.calibration!r}; give a tuple of paths, or 'synthetic'")
         self.evaluation_data()
         self.calibration_data()
         if self.max_accuracy_drop is not None and not 0 <= self.max_accuracy_drop <= 100:

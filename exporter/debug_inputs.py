@@ -5,6 +5,7 @@ Needs no torch: texts go through the classes that serve the bundle, which make t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxpress.runtime.bundle import Bundle
+from onnxpress.runtime.data.options import DataOptions
 from onnxpress.runtime.encoder import Encoder, FloatArray, Graph
 from onnxpress.runtime.encoder import Feeds as EncoderFeeds
 from onnxpress.runtime.errors import InvalidInputError
@@ -31,7 +33,13 @@ _MOST_TOKENS = 512
 Feeds = dict[str, npt.NDArray[Any]]
 
 
-def make_feeds(bundle: Bundle, variant: str, texts: Sequence[str] = (), evaluation: Sequence[Path] = ()) -> list[Feeds]:
+def make_feeds(
+    bundle: Bundle,
+    variant: str,
+    texts: Sequence[str] = (),
+    evaluation: Sequence[Path] = (),
+    data: DataOptions = DataOptions(),
+) -> list[Feeds]:
     """Inputs of some runs.
 
     Args:
@@ -39,14 +47,16 @@ def make_feeds(bundle: Bundle, variant: str, texts: Sequence[str] = (), evaluati
         variant: the one that is the reference.
         texts: what to run; with neither these nor `evaluation`, the real texts the bundle was verified on.
         evaluation: files of the task's examples, whose labels do not matter here.
+        data: how these are read.
 
     Raises:
         InvalidInputError: a text or a file cannot be used.
     """
     manifest = bundle.manifest
     generation = manifest.generation
+    data = dataclasses.replace(data, samples=min(data.samples or MOST_EXAMPLES, MOST_EXAMPLES))
     if generation is not None:
-        return [prefill(row, generation) for row in _token_rows(bundle, generation, texts, evaluation)]
+        return [prefill(row, generation) for row in _token_rows(bundle, generation, texts, evaluation, data)]
     if not texts and not evaluation:
         return _unpadded(bundle)
     model = load(bundle.folder, variant=variant, threads=1)
@@ -56,8 +66,8 @@ def make_feeds(bundle: Bundle, variant: str, texts: Sequence[str] = (), evaluati
         work_of(model)(list(texts))
     if evaluation:
         labels, function = (manifest.labels.names, manifest.labels.function) if manifest.labels else ((), "softmax")
-        read = read_evaluation(list(evaluation), manifest.task, labels, function)
-        TASKS[manifest.task].ask(model, read.examples[:MOST_EXAMPLES])
+        read = read_evaluation(list(evaluation), manifest.task, labels, function, data)
+        TASKS[manifest.task].ask(model, read.examples)
     model.close()
     return recorder.feeds
 
@@ -99,13 +109,21 @@ class _Recorder:
 
 
 def _token_rows(
-    bundle: Bundle, settings: GenerationSettings, texts: Sequence[str], evaluation: Sequence[Path]
+    bundle: Bundle,
+    settings: GenerationSettings,
+    texts: Sequence[str],
+    evaluation: Sequence[Path],
+    data: DataOptions,
 ) -> list[list[int]]:
     """Token ids of prompts."""
     if not texts and not evaluation:
         return [row for case in _real_cases(bundle) for row in rows_of(case.feeds)]
     tokenizer = Tokenizer(bundle.path_of(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
-    read = read_evaluation(list(evaluation), bundle.manifest.task).texts[:MOST_EXAMPLES] if evaluation else []
+    read = (
+        read_evaluation(list(evaluation), bundle.manifest.task, options=data).texts[:MOST_EXAMPLES]
+        if evaluation
+        else []
+    )
     most = min(_MOST_TOKENS, settings.context)
     rows = [list(encoding.ids[:most]) for encoding in tokenizer.encode([*texts, *read])]
     if not any(rows):

@@ -7,19 +7,24 @@ float32, rounded to the same steps. divergence.py does the same for a variant th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 
 from onnxpress.exporter.debug_inputs import Feeds, make_feeds
 from onnxpress.quantize.graphs import module_of
 from onnxpress.quantize.probing import float_outputs, open_probe, sizes_of
 from onnxpress.runtime.bundle import Bundle
+from onnxpress.runtime.data.options import DataOptions
 from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError, first_line
 
 DEFAULT_THRESHOLD = 20.0
@@ -28,6 +33,7 @@ GROUP_BYTES = 256 * 2**20
 """What the tensors may take that are in memory at once, of each graph."""
 _MASK_FILL = 1e30  # such values only say "minus infinity" to a softmax
 _WRAPPER = "transformer."  # where exporter/heads.py keeps an encoder
+_WEIGHT = re.compile(r"(.+)\.(?:weight|bias)(?:\+.*)?")  # and those that were put together
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # what torch writes where there is none
 
 
@@ -76,6 +82,7 @@ def debug(
     *,
     texts: Sequence[str] = (),
     evaluation: Sequence[Path] = (),
+    data: DataOptions = DataOptions(),
     threshold: float = DEFAULT_THRESHOLD,
 ) -> Debugged:
     """Compare two variants of a bundle inside.
@@ -85,20 +92,24 @@ def debug(
         variant: what is looked at; None: the default one.
         against: the reference.
         texts: what to run; with neither these nor `evaluation`, the real texts the bundle was verified on.
-        evaluation: files of labelled examples; the first of them are run.
+        evaluation: files of labelled examples; a few of them are run.
+        data: how these are read.
         threshold: signal over error, in decibels.
 
     Raises:
-        InvalidInputError: both are the same variant, or a text or file cannot be used.
-        InvalidBundleError: there is no such variant, one does not run on the CPU, or the graphs have nothing in common.
+        InvalidInputError: both are the same variant, the threshold is no number, the graphs have no tensor in common,
+            or a text or file cannot be used.
+        InvalidBundleError: there is no such variant, or one does not run on the CPU.
     """
+    if not math.isfinite(threshold):
+        raise InvalidInputError(f"the threshold is {threshold}; give a number of decibels")
     looked_at, reference = bundle.manifest.variant(variant), bundle.manifest.variant(against)
     if looked_at.name == reference.name:
         others = ", ".join(other.name for other in bundle.manifest.variants if other.name != against)
         raise InvalidInputError(
             f"the variant {against!r} would be compared with itself; choose another with --variant: {others or 'none'}"
         )
-    feeds = make_feeds(bundle, reference.name, texts, evaluation)
+    feeds = make_feeds(bundle, reference.name, texts, evaluation, data)
     paths = bundle.model_path(reference), bundle.model_path(looked_at)
     tensors = tuple(tensor_errors(*paths, feeds, strip=_WRAPPER if bundle.manifest.generation is None else ""))
     first = next((row for row in tensors if row.is_past(threshold)), None)
@@ -115,40 +126,93 @@ def tensor_errors(reference: Path, graph: Path, feeds: Sequence[Feeds], strip: s
         strip: what the paths of all modules begin with and should not.
 
     Raises:
-        InvalidBundleError: a graph does not run on the CPU, or they have no tensor in common.
+        InvalidInputError: they have no tensor in common.
+        InvalidBundleError: a graph does not run on the CPU.
     """
     ours, theirs = _producers(reference), _producers(graph)
+    modules = modules_of(_nodes(reference))  # nodes that a pass has made say nothing of theirs
     names = [name for name in ours if name in theirs]
-    try:
-        for group in _groups(reference, names, feeds):
-            sums = _Sums(group)
-            first, second = (open_probe(path, group, as_written=True) for path in (reference, graph))
-            wanted = [name for name in group if name in {*float_outputs(first)} & {*float_outputs(second)}]
-            for run in feeds:
+    for group in _groups(reference, names, feeds):
+        sums = _Sums(group)
+        first, second = (_open(path, group) for path in (reference, graph))
+        wanted = [name for name in group if name in {*float_outputs(first)} & {*float_outputs(second)}]
+        for run in feeds:
+            with _on_the_cpu():
                 expected, found = (session.run(wanted, _fitting(session, run)) for session in (first, second))
-                sums.add(wanted, expected, found)
-            for name in wanted:
-                if (error := sums.error(name)) is not None:
-                    yield _row(name, ours[name], theirs[name], strip, *error)
-    except InvalidInputError:
-        raise
+            sums.add(wanted, expected, found)
+        for name in wanted:
+            if (error := sums.error(name)) is not None:
+                module = modules.get(name)
+                yield _row(name, ours[name], theirs[name], module and module.removeprefix(strip), *error)
+
+
+@contextlib.contextmanager
+def _on_the_cpu() -> Iterator[None]:
+    """Around what onnxruntime does."""
+    try:
+        yield
     # onnxruntime's exception classes have no common base but Exception.
-    except Exception as problem:
-        raise InvalidBundleError(f"one of the graphs does not run on the CPU: {first_line(problem)}") from problem
+    except Exception as error:
+        raise InvalidBundleError(f"one of the graphs does not run on the CPU: {first_line(error)}") from error
+
+
+def _open(path: Path, names: Sequence[str]) -> onnxruntime.InferenceSession:
+    with _on_the_cpu():
+        return open_probe(path, names, as_written=True)
 
 
 def _producers(path: Path) -> dict[str, onnx.NodeProto]:
     """The node that computes each tensor, in the order of the graph."""
-    model = onnx.load(str(path), load_external_data=False)
-    return {name: node for node in model.graph.node for name in node.output if name}
+    return {name: node for node in _nodes(path) for name in node.output if name}
+
+
+def _nodes(path: Path) -> list[onnx.NodeProto]:
+    return list(onnx.load(str(path), load_external_data=False).graph.node)
+
+
+def modules_of(nodes: Sequence[onnx.NodeProto]) -> dict[str, str]:
+    """The PyTorch module of each tensor. A node that a fusion has made does not say its own: it gets that of its
+    weights, by their names, else what the modules of all that read its results have in common.
+
+    Args:
+        nodes: of a graph, in order.
+    """
+    found: dict[str, str] = {}
+    readers: dict[str, list[str]] = {}
+    for node in reversed(nodes):
+        module = (
+            module_of(node) or _module_of_weights(node) or _common([r for o in node.output for r in readers.get(o, ())])
+        )
+        if module in (None, "", _NO_MODULE):
+            continue
+        found |= dict.fromkeys(node.output, str(module))
+        for name in node.input:
+            readers.setdefault(name, []).append(str(module))
+    return found
+
+
+def _module_of_weights(node: onnx.NodeProto) -> str | None:
+    return next((match[1] for name in node.input if (match := _WEIGHT.fullmatch(name))), None)
+
+
+def _common(modules: Sequence[str]) -> str:
+    """The longest path that all begin with."""
+    paths = [module.split(".") for module in modules]
+    return ".".join(
+        parts[0] for parts in itertools.takewhile(lambda row: len(set(row)) == 1, zip(*paths, strict=False))
+    )
 
 
 def _groups(reference: Path, names: Sequence[str], feeds: Sequence[Feeds]) -> Iterator[list[str]]:
     """Tensors that together take no more than GROUP_BYTES, in order. The largest run decides."""
-    largest = max(feeds, key=lambda run: run["input_ids"].size)
-    session = open_probe(reference, names, as_written=True)
-    floats = [name for name in names if name in set(float_outputs(session))]
-    sizes = sizes_of(reference, floats, _fitting(session, largest))
+    session = _open(reference, names)
+    known = set(float_outputs(session))
+    floats = [name for name in names if name in known]
+    if not floats:
+        raise InvalidInputError("the two graphs have no tensor in common, so there is nothing to compare")
+    largest = _fitting(session, max(feeds, key=lambda run: run["input_ids"].size))
+    with _on_the_cpu():
+        sizes = sizes_of(reference, floats, largest)
     group: list[str] = []
     taken = 0
     for name in floats:
@@ -157,12 +221,10 @@ def _groups(reference: Path, names: Sequence[str], feeds: Sequence[Feeds]) -> It
             group, taken = [], 0
         group.append(name)
         taken += 4 * sizes[name]
-    if not group:
-        raise InvalidInputError("the two graphs have no tensor in common, so there is nothing to compare")
     yield group
 
 
-def _fitting(session: Any, feeds: Feeds) -> Feeds:
+def _fitting(session: onnxruntime.InferenceSession, feeds: Feeds) -> Feeds:
     """The inputs that a graph has, in its own type: a decoder's cache is in half precision where its graph is."""
     types = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
     return {
@@ -199,10 +261,14 @@ class _Sums:
 
 
 def _row(
-    name: str, ours: onnx.NodeProto, theirs: onnx.NodeProto, strip: str, signal: float, error: float, bad: int
+    name: str,
+    ours: onnx.NodeProto,
+    theirs: onnx.NodeProto,
+    module: str | None,
+    signal: float,
+    error: float,
+    bad: int,
 ) -> TensorError:
-    # A node that a pass has made says nothing of its module, the one it stands for does.
-    module = module_of(ours) or module_of(theirs)
     sqnr = relative = None
     if not bad:
         relative = math.sqrt(error / signal) if signal else 0.0 if not error else None
@@ -215,7 +281,7 @@ def _row(
         node=ours.name,
         op_type=ours.op_type,
         variant_op_type=theirs.op_type,
-        module=None if module in (None, _NO_MODULE) else str(module).removeprefix(strip),
+        module=module,
         sqnr_db=sqnr,
         relative_rms=relative,
         bad=bad,

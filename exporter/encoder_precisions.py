@@ -31,6 +31,7 @@ _COMPARED = 16  # batches of calibration texts that graphs are compared on
 
 Make = Callable[[State, Path], dict[str, Any]]
 Quantize = Callable[[Path], PassReport]
+Written = tuple[Path, list[PassReport]]
 
 
 def maker(state: State, precision: str, cases: Sequence[Case]) -> tuple[dict[str, Any], Make]:
@@ -93,9 +94,9 @@ def _dynamic(state: State, folder: Path, cases: Sequence[Case]) -> dict[str, Any
             _write(state, folder / str(index), partial(quantize_int8_dynamic, source, config=kind, feeds=feeds))
             for index, kind in enumerate(kinds)
         ]
-        times = _times(state, folder, len(kinds), cases)
+        times = _times(state, made, cases)
     listed = [{"name": kind.label, "milliseconds": time} for kind, time in zip(kinds, times, strict=True)]
-    return _ordered(made, listed, times)
+    return _ordered(folder, made, listed, times)
 
 
 def _static(state: State, folder: Path, cases: Sequence[Case]) -> dict[str, Any]:
@@ -116,49 +117,49 @@ def _static(state: State, folder: Path, cases: Sequence[Case]) -> dict[str, Any]
     if config.migration is not None:
         options["migrations"] = [None if config.migration == "off" else MigrationConfig(config.migration)]
     kinds: tuple[Int8StaticConfig, ...] = candidates(describe_machine(), **options)
-    made = []
+    made: list[Written] = []
     with quiet(state.verbose):
         for index, kind in enumerate(kinds):
             state.progress("convert", f"int8-static, {kind.label}", None)
             place = folder / str(index)
             made.append(_write(state, place, partial(quantize_int8_static, source, config=kind, feeds=wide)))
-        times = _times(state, folder, len(kinds), cases)
-        compared = [*cases, *_cases_of(state, feeds)]
-        errors = _errors(state, [folder / str(index) / "model.onnx" for index in range(len(kinds))], compared)
+        times = _times(state, made, cases)
+        errors = _errors(state, [path for path, _ in made], [*cases, *_cases_of(state, feeds)])
     listed = [
         {"name": kind.label, "milliseconds": time, "error": error}
         for kind, time, error in zip(kinds, times, errors, strict=True)
     ]
-    return _ordered(made, listed, errors)
+    return _ordered(folder, made, listed, errors)
 
 
-def _write(state: State, folder: Path, quantize: Quantize) -> list[PassReport]:
-    """Write a quantized graph, with its embedding tables in 8 bits where that is asked for."""
+def _write(state: State, folder: Path, quantize: Quantize) -> Written:
+    """Write a quantized graph, with its embedding tables in few bits where that is asked for, and say where it is."""
     folder.mkdir()
     path = folder / "model.onnx"
+    report = quantize(path)
     if state.config.embedding_bits is None:
-        return [quantize(path)]
+        return path, [report]
     from onnxpress.quantize.embedding_tables import EmbeddingConfig, quantize_embedding_tables
 
-    report = quantize(folder / "products.onnx")
+    smaller = folder / "tables" / "model.onnx"
+    smaller.parent.mkdir()
+    config = EmbeddingConfig(bits=state.config.embedding_bits)
     try:
-        also = quantize_embedding_tables(
-            folder / "products.onnx", path, EmbeddingConfig(bits=state.config.embedding_bits)
-        )
-    except UnsupportedModelError as error:  # what was asked for is none the less there
-        for name in ("model.onnx", "model.onnx.data"):
-            (folder / name.replace("model", "products")).rename(folder / name)
-        also = PassReport("quantize embedding tables", str(error), report.nodes_after, report.nodes_after)
-    return [report, also]
+        also = quantize_embedding_tables(path, smaller, config)
+    except UnsupportedModelError as error:  # the products are none the less as they were asked for
+        nothing = PassReport("quantize embedding tables", f"none: {error}", report.nodes_after, report.nodes_after)
+        return path, [report, nothing]
+    for suffix in ("", ".data"):
+        path.with_name(f"{path.name}{suffix}").unlink()
+    return smaller, [report, also]
 
 
-def _times(state: State, folder: Path, count: int, cases: Sequence[Case]) -> list[float]:
+def _times(state: State, made: Sequence[Written], cases: Sequence[Case]) -> list[float]:
     from onnxpress.exporter.fusion import time_forms
 
     assert state.fused is not None
-    state.progress("convert", f"timing {count} kinds of int8", None)
-    graphs = [(folder / str(index) / "model.onnx", state.fused.session) for index in range(count)]
-    return time_forms(graphs, cases, _TIMING_SECONDS)
+    state.progress("convert", f"timing {len(made)} kinds of int8", None)
+    return time_forms([(path, state.fused.session) for path, _ in made], cases, _TIMING_SECONDS)
 
 
 def _errors(state: State, paths: Sequence[Path], cases: Sequence[Case]) -> list[float]:
@@ -187,12 +188,12 @@ def _open(state: State, path: Path) -> tuple[Run, Sequence[Tensor]]:
 
 
 def _ordered(
-    made: Sequence[list[PassReport]], candidates: Sequence[dict[str, Any]], figures: Sequence[float]
+    folder: Path, made: Sequence[Written], candidates: Sequence[dict[str, Any]], figures: Sequence[float]
 ) -> dict[str, Any]:
-    """Graphs in folders by number and what is known of them, the smallest figure first."""
+    """Graphs and what is known of them, the smallest figure first."""
     order = sorted(range(len(made)), key=lambda index: figures[index])
     return {
-        "graphs": [_entry(f"{index}/model.onnx", made[index]) for index in order],
+        "graphs": [_entry(made[index][0].relative_to(folder).as_posix(), made[index][1]) for index in order],
         "candidates": [candidates[index] for index in order],
     }
 

@@ -22,6 +22,7 @@ from onnxpress.runtime.manifest import Variant
 from onnxpress.runtime.paths import user_cache, write_atomically
 
 if TYPE_CHECKING:
+    from onnxpress.runtime.data.options import DataOptions
     from onnxpress.runtime.evaluation import Evaluation
 
 SCHEMA_VERSION = 1
@@ -84,7 +85,10 @@ def read_bench(bundle: Bundle) -> Bench:
         document = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(document, dict) or document.pop("schema_version", None) != SCHEMA_VERSION:
             raise ValueError(f"expected schema version {SCHEMA_VERSION}")
-        return Bench(decode(Bench, document).variants)
+        found = decode(Bench, document)
+        for figures in found.variants:
+            _check(figures)
+        return Bench(found.variants)
     except FileNotFoundError:
         return Bench(())
     except (OSError, ValueError, RecursionError) as error:
@@ -112,8 +116,13 @@ def choose_variants(bundle: Bundle, names: Sequence[str]) -> tuple[list[Variant]
     return [variant for variant in wanted if variant.name not in reasons], reasons
 
 
-def read_evaluation_for(bundle: Bundle, paths: Sequence[Path]) -> Evaluation:
+def read_evaluation_for(bundle: Bundle, paths: Sequence[Path], options: DataOptions) -> Evaluation:
     """Labelled examples for a bundle's task.
+
+    Args:
+        bundle: an opened bundle.
+        paths: as of `read_evaluation`.
+        options: which columns, labels, split and how many examples.
 
     Raises:
         InvalidInputError: a file cannot be used, or does not fit the bundle's labels.
@@ -121,9 +130,8 @@ def read_evaluation_for(bundle: Bundle, paths: Sequence[Path]) -> Evaluation:
     from onnxpress.runtime.evaluation import read_evaluation
 
     labels = bundle.manifest.labels
-    if labels is None:
-        return read_evaluation(paths, bundle.manifest.task)
-    return read_evaluation(paths, bundle.manifest.task, labels.names, labels.function)
+    names, function = ((), "softmax") if labels is None else (labels.names, labels.function)
+    return read_evaluation(paths, bundle.manifest.task, names, function, options)
 
 
 def measure_bundle(
@@ -286,6 +294,23 @@ def _accuracy(
     files, samples = tuple(evaluation.files), len(evaluation.examples)
     metrics = {name: float(value) for name, value in scores.metrics.items()}
     return Accuracy(metrics, evaluation.label, files, evaluation.sha256, samples)
+
+
+def _check(figures: Figures) -> None:
+    """Raise ValueError where rows lack what is read of them."""
+    for row in figures.latency:
+        _require_positive(row, "tokens", "p50_ms")
+    for row in figures.throughput:
+        _require_positive(row, "batch", "tokens_per_second" if "tokens_per_second" in row else "texts_per_second")
+    if not figures.latency or not figures.throughput:
+        raise ValueError(f"{figures.name} has no figures")
+
+
+def _require_positive(row: Mapping[str, Any], *keys: str) -> None:
+    for key in keys:
+        value = row.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ValueError(f"{key} is {value!r}")
 
 
 def _require_place(bundle: Bundle) -> Path:

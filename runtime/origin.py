@@ -14,7 +14,7 @@ from onnxpress.runtime.machine import Machine, describe_machine, onnxruntime_ver
 from onnxpress.runtime.manifest import Manifest, Variant
 
 _LOG = logging.getLogger("onnxpress")
-_FLOATS = ("fp32", "fp16", "bf16")
+_BYTES = ("int8", "int8-static", "mixed")
 _told: set[tuple[str, str]] = set()
 
 
@@ -100,9 +100,9 @@ def log_origin(bundle: Bundle, variant: Variant) -> None:
 
 
 def _has_full_range(manifest: Manifest, variant: Variant) -> bool:
-    """Whether the weights are signed and use all 8 bits. Those of decoders are multiplied block by block, by kernels
-    that do not saturate."""
-    quantized = variant.precision not in _FLOATS and variant.target == "cpu" and manifest.generation is None
+    """Whether the weights are signed and use all 8 bits. Those in blocks, as decoders have them, are multiplied by
+    kernels that do not saturate."""
+    quantized = variant.precision in _BYTES and variant.target == "cpu" and manifest.generation is None
     return quantized and int8_kinds(made_on(manifest)) == (FULL,)
 
 

@@ -197,6 +197,7 @@ def test_the_command_takes_the_options(
         ({"block_size": 48}, "block_size 48: give one of None, 16, 32, 64, 128"),
         ({"accuracy_level": 2}, "accuracy_level 2"),
         ({"head_bits": 3}, "head_bits 3"),
+        ({"calibration": "a.txt"}, "calibration is 'a.txt'; give a tuple of paths, or 'synthetic'"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_at_once(options: dict[str, Any], sentence: str) -> None:
@@ -208,7 +209,7 @@ def test_a_value_that_is_not_allowed_is_refused_at_once(options: dict[str, Any],
 def test_encoders_refuse_what_is_for_decoders(tiny_model: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     (name,) = options
     config = dataclasses.replace(ExportConfig(measure="none"), **options)
-    with pytest.raises(InvalidInputError, match=f"{name} is for decoders.* this model is for feature-extraction"):
+    with pytest.raises(InvalidInputError, match=f"{name} is for int4; the variants of this model"):
         onnxpress.export(tiny_model, tmp_path / "b", config)
 
 

@@ -91,7 +91,9 @@ def test_a_traced_model_agrees_with_pytorch(traced: Traced, tmp_path: Path, form
         for (found,) in (session.run(None, case.feeds), run_plain(tmp_path / "half.onnx", case.feeds)):
             assert found.dtype == np.float32
             assert np.isfinite(found).all(), case.name
-            assert row_cosines(found[rows], case.expected["sentence_embedding"][rows]).min() > 0.9999, case.name
+            expected = case.expected["sentence_embedding"][rows]
+            assert np.abs(found[rows] - expected).max() <= 5e-3, case.name
+            assert row_cosines(found[rows], expected).min() > 0.9999, case.name
     assert report.float32_nodes == ()
     assert report.summary == "0 nodes and all ReduceSum, ReduceL2 kept in float32"
 

@@ -15,11 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxpress.exporter import config as config_module
 from onnxpress.exporter.config import ExportConfig
 from onnxpress.runtime import hardware, machine, session
-from onnxpress.runtime.hardware import EXACT_INT8, FULL, Hardware, Int8Kind, accuracy_level, decide, int8_kinds, offered
+from onnxpress.runtime.hardware import EXACT_INT8, FULL, SAFE, Hardware, accuracy_level, decide, int8_kinds, offered
 from onnxpress.runtime.machine import Machine, compute_capability
 from onnxpress.runtime.manifest import SessionSettings
-
-SAFE = (Int8Kind(signed=True, reduce_range=True), Int8Kind(signed=False, reduce_range=False))
 
 
 def fake(*features: str, architecture: str = "x86_64") -> Machine:
@@ -86,6 +84,12 @@ def test_weights_of_x86_without_vnni_keep_to_7_bits_or_are_unsigned(machine: Mac
     assert ("neither VNNI nor AMX" in found["weights of int8"]) is bool(machine.cpu_features)
     assert found[EXACT_INT8].startswith("1: a graph made for another processor")
     assert hardware.session_config(machine) == {EXACT_INT8: "1"}
+
+
+def test_blocks_of_encoders_are_told_where_there_are_some() -> None:
+    name = "accuracy level of products with weights in blocks"
+    assert name not in reasons(on_cpu(VNNI))
+    assert reasons(on_cpu(VNNI), made=("fp32", "int4"))[name].startswith("4: ")
 
 
 def test_activations_of_static_int8_are_told_where_there_are_some() -> None:

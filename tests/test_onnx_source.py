@@ -17,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxpress
-from onnxpress.exporter import ExportConfig, Thresholds, building, fusion
+from onnxpress.exporter import ExportConfig, Thresholds, fusion
 from onnxpress.exporter.baseline import baseline_command
 from onnxpress.exporter.loading import load_model
 from onnxpress.exporter.onnx_file.reference import load_onnx
@@ -441,7 +441,7 @@ def test_a_variant_that_cannot_be_made_is_left_out_with_the_reason(
     def fail(*arguments: Any) -> None:
         raise ValueError("no type for value x")
 
-    monkeypatch.setattr(building, "_make_fp16", fail)
+    monkeypatch.setattr("onnxpress.quantize.fp16.convert_fp16", fail)
     config = ExportConfig(measure="none", variants=("fp32", "fp16"), cache=False)
     result = onnxpress.export(given["text-classification"], tmp_path / "bundle", config)
     failures = {variant["name"]: variant["failure"] for variant in result.report["variants"]}

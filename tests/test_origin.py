@@ -17,6 +17,8 @@ from onnxpress.runtime.machine import describe_machine, onnxruntime_version
 from onnxpress.runtime.origin import differences, saturation_warning, stale_notice
 from tests.elsewhere import AVX2, VNNI, change_manifest
 
+LATENCY = ({"tokens": 16, "p50_ms": 1.0},)
+RATES = ({"batch": 8, "texts_per_second": 900.0},)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -74,7 +76,7 @@ def test_a_bundle_of_an_unknown_machine_says_so(bundle_copy: Path) -> None:
 
 def test_figures_that_were_measured_here_are_not_old(elsewhere: Path) -> None:
     bundle = open_bundle(elsewhere)
-    figures = bench.Figures("fp32", "2026-01-01T00:00:00Z", {}, ({"tokens": 16, "p50_ms": 1.0},), (), None, 0.3)
+    figures = bench.Figures("fp32", "2026-01-01T00:00:00Z", {}, LATENCY, RATES, None, 0.3)
     bench.keep(bundle, [figures])
     assert stale_notice(bundle) is None
     assert differences(bundle.manifest)
@@ -135,7 +137,7 @@ def test_signed_weights_of_a_processor_with_vnni_are_warned_about_on_one_without
 @pytest.mark.usefixtures("old_processor")
 def test_an_accuracy_that_was_measured_here_needs_no_warning(bundle_copy: Path) -> None:
     bundle = open_bundle(change_manifest(bundle_copy, machine=dataclasses.asdict(VNNI)))
-    timed = bench.Figures("int8", "2026-01-01T00:00:00Z", {}, ({"tokens": 16, "p50_ms": 1.0},), (), None, 0.3)
+    timed = bench.Figures("int8", "2026-01-01T00:00:00Z", {}, LATENCY, RATES, None, 0.3)
     bench.keep(bundle, [timed])
     assert saturation_warning(bundle, bundle.manifest.variant("int8")) is not None
     accuracy = bench.Accuracy({"spearman": 80.0}, "Spearman", ("pairs.tsv",), "a", 24)

@@ -127,6 +127,18 @@ def test_the_report_is_not_changed() -> None:
     assert report == full_report()
 
 
+def test_what_the_hardware_decided_is_told_with_its_reasons() -> None:
+    report = full_report()
+    report["hardware"]["cuda_compute_capability"] = "8.9"
+    text = Page(render_report(report)).text
+    assert "Decided by the hardware here" in text
+    assert "Weights of int8signed, 8 bits: AVX-512 VNNI sums 8-bit products in 32 bits." in text
+    assert "CUDA compute capability8.9" in text
+    assert "On another kind of machineother choices may be right" in text
+    report["hardware"] = {"decisions": [], "cuda_compute_capability": None}
+    assert "Decided by the hardware here" not in Page(render_report(report)).text
+
+
 def test_hostile_texts_stay_text() -> None:
     page = Page(render_report(hostile()))
     tags = [tag for tag, _ in page.elements]
@@ -437,8 +449,8 @@ def test_passes_that_variants_share_are_listed_once() -> None:
 
 def test_candidates_show_their_time_and_the_chosen_one() -> None:
     rows = Page(render_report(full_report())).rows("Forms tried for int8")
-    assert rows["signed 8-bit weights, per channel chosen"][-1] == "9.04"
-    assert rows["signed 8-bit weights, per tensor"][-1] == "9.11"
+    assert rows["signed 8-bit weights, per channel chosen"][-2:] == ["9.04", "0.031"]
+    assert rows["signed 8-bit weights, per tensor"][-2:] == ["9.11", "0.094"]
 
 
 def test_without_evaluation_the_axis_is_agreement() -> None:

@@ -218,8 +218,10 @@ def candidates_tables(report: Report) -> list[Html]:
     for names, candidates in _candidate_sets(report):
         times = [figure(entry, "milliseconds") for entry in candidates]
         longest = max((time for time in times if time is not None), default=0.0)
+        errors = [figure(entry, "error") for entry in candidates]
+        compared = any(error is not None for error in errors)
         rows = []
-        for entry, time in zip(candidates, times, strict=True):
+        for entry, time, error in zip(candidates, times, errors, strict=True):
             chosen = bool(entry.get("chosen"))
             mark = element("span", "chosen", class_="default-mark") if chosen else None
             rows.append(
@@ -228,10 +230,13 @@ def candidates_tables(report: Report) -> list[Html]:
                     row_head(entry.get("name"), " " if mark else None, mark),
                     element("td", _small_bar(time, longest, chosen)),
                     cell("not timed" if time is None else number(time, 2)),
+                    cell(MISSING if error is None else number(error, 3)) if compared else None,
                     class_="default" if chosen else None,
                 )
             )
         headings = [head("Form"), element("td"), head("Time", "ms", numeric=True)]
+        if compared:
+            headings.append(head("Error", "rms", numeric=True))
         tables.append(table(f"Forms tried for {', '.join(names)}", headings, rows, class_="bars", titled=True))
     return tables
 

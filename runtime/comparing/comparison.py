@@ -13,6 +13,7 @@ from onnxpress.runtime.comparing.differences import DIVERGENCE, Difference, Said
 from onnxpress.runtime.comparing.questions import NEW_TOKENS, own_examples, prompts_for, read_examples
 from onnxpress.runtime.comparing.rules import Outcome, Rule, apply_rules, check_decidable
 from onnxpress.runtime.comparing.sides import Side, check_sides
+from onnxpress.runtime.data.options import DataOptions
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation import TASKS, Evaluation, paired_interval
 from onnxpress.runtime.machine import describe_machine, usable_cores, versions
@@ -29,6 +30,8 @@ class Options:
 
     evaluation: tuple[Path, ...] = ()
     """Labelled examples; none: this project's own texts, of which only agreement can be had."""
+    data: DataOptions = DataOptions()
+    """How these are read."""
     measure: Literal["none", "quick", "full"] = "quick"
     threads: int | None = None
     """CPU threads of every side; None: the cores this process may use."""
@@ -63,7 +66,7 @@ def compare(sides: Sequence[Side], options: Options, progress: Progress = lambda
     sides = check_sides(sides)
     base = sides[0]
     labelled = bool(options.evaluation)
-    evaluation = read_examples(options.evaluation, base) if labelled else own_examples(base)
+    evaluation = read_examples(options.evaluation, base, options.data) if labelled else own_examples(base)
     check_decidable(list(options.rules), options.measure != "none", evaluation.metric if labelled else None)
     threads = options.threads or usable_cores()
     said = []
@@ -105,6 +108,7 @@ def _facts(evaluation: Evaluation) -> dict[str, Any]:
         "files": list(evaluation.files),
         "sha256": evaluation.sha256,
         "samples": len(evaluation.examples),
+        "rows": evaluation.rows,
     }
 
 

@@ -38,7 +38,7 @@ def _table(document: Mapping[str, Any]) -> str:
     lines = [f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
     for line in summary_lines(document):
         cells = (f"{figure} {f'<sub>{change}</sub>' if change else ''}".strip() for figure, change in line.cells)
-        lines.append(f"| {code(line.title)} | {' | '.join(cells)} |")
+        lines.append(f"| {line.title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

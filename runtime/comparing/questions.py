@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxpress.runtime.comparing.sides import Side
+from onnxpress.runtime.data.options import DataOptions
 from onnxpress.runtime.evaluation import Evaluation, read_evaluation
 from onnxpress.runtime.evaluation.text_classification import LabelledText
 from onnxpress.runtime.evaluation.text_generation import Passage
@@ -31,15 +32,15 @@ _FILES = {
 """Of each task, a file of `models/`."""
 
 
-def read_examples(paths: Sequence[Path], side: Side) -> Evaluation:
+def read_examples(paths: Sequence[Path], side: Side, options: DataOptions) -> Evaluation:
     """Labelled examples for a side's task and labels.
 
     Raises:
         InvalidInputError: a file cannot be used.
     """
     if side.labels is None:
-        return read_evaluation(paths, side.task)
-    return read_evaluation(paths, side.task, side.labels.names, side.labels.function)
+        return read_evaluation(paths, side.task, options=options)
+    return read_evaluation(paths, side.task, side.labels.names, side.labels.function, options)
 
 
 def own_examples(side: Side) -> Evaluation:

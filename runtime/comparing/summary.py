@@ -66,11 +66,11 @@ def _accuracy(document: Mapping[str, Any]) -> Line:
         if row["changes"] is not None and row["accuracy"] is not None:
             difference = row["accuracy"] - document["sides"][0]["accuracy"]
             if document["evaluation"]["metric"] == "perplexity":
-                change = f"{-row['changes']['accuracy']:+.2f} %"
+                change = f"{_signed(-row['changes']['accuracy'])} %"
             else:
-                change = f"{difference:+.2f}"
+                change = _signed(difference)
             if (interval := row["accuracy_interval"]) is not None:
-                change += f" ({interval['low']:+.2f} to {interval['high']:+.2f})"
+                change += f" ({_signed(interval['low'])} to {_signed(interval['high'])})"
         cells.append((_number(row["accuracy"], ".2f"), change))
     return Line(document["evaluation"]["label"], tuple(cells))
 
@@ -106,6 +106,10 @@ def _megabytes(size: float | None) -> float | None:
     return None if size is None else size / _MB
 
 
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # + 0.0: no minus before zero
+
+
 def _number(value: float | None, form: str) -> str:
     return MISSING if value is None else format(value, form)
 
@@ -115,7 +119,8 @@ def compared_on(document: Mapping[str, Any]) -> str:
     evaluation = document["evaluation"]
     if evaluation is None:
         return "texts of onnxpress; their labels do not count, so there is no accuracy"
-    return f"{evaluation['samples']:,} examples of {', '.join(evaluation['files'])}"
+    count = evaluation["samples"]
+    return f"{count:,} example{'s' * (count != 1)} of {', '.join(evaluation['files'])}"
 
 
 def outcome_text(outcome: Mapping[str, Any]) -> str:
@@ -127,5 +132,5 @@ def found_text(outcome: Mapping[str, Any]) -> str:
     """What a rule was applied to."""
     if outcome["change"] is None:
         return "it could not be determined"
-    form = ".2f" if outcome["metric"] == "agreement" else "+.2f"
-    return f"{outcome['change']:{form}} {outcome['unit']}"
+    value = f"{outcome['change']:.2f}" if outcome["metric"] == "agreement" else _signed(outcome["change"])
+    return f"{value} {outcome['unit']}"

@@ -66,6 +66,16 @@ class Source:
         """What the file's name ends with, in lower case."""
         return self.path.suffix.lower()
 
+    def refuse_columns(self, form: str) -> None:
+        """For a form of data that has no names of columns.
+
+        Raises:
+            InvalidInputError: some were given.
+        """
+        if self.options.columns:
+            given = ", ".join(f"{known}={column}" for known, column in self.options.columns.items())
+            raise InvalidInputError(f"{self} is {form}, whose columns have no names: {given} cannot be found in it")
+
     def __str__(self) -> str:
         return f"the {self.purpose} {'folder' if self.path.is_dir() else 'file'} {self.path}"
 

@@ -17,10 +17,12 @@ def resolve(source: Source) -> Source:
     """The source with the split of a dataset chosen, where there are several.
 
     Raises:
-        InvalidInputError: there is nothing at its path, or no such split.
+        InvalidInputError: there is nothing at its path that may be read, or no such split.
     """
-    if not source.path.exists():
-        raise InvalidInputError(f"the {source.purpose} file {source.path} cannot be read: No such file or directory")
+    try:
+        source.path.stat()
+    except OSError as error:
+        raise InvalidInputError(f"the {source.purpose} file {source.path} cannot be read: {error.strerror}") from error
     return dataclasses.replace(source, path=split_folder(source))
 
 

@@ -154,6 +154,7 @@ def _cells(source: Source) -> Iterator[Cells]:
         )
     data = _squad(path) if source.suffix == ".json" else None
     if data is not None:
+        source.refuse_columns("SQuAD's JSON")
         yield from _squad_rows(path, data)
         return
     for row in read_rows(source, _LAYOUT):

@@ -201,6 +201,7 @@ def read(sources: Sequence[Source], labels: Sequence[str], function: str, sample
 
 def _rows(source: Source, layout: Layout) -> Iterator[Row]:
     if source.path.is_dir() and not is_stored(source.path):
+        source.refuse_columns("a folder of texts")
         for path, label in labelled_text_files(source):
             yield Row(str(path), {"text": read_text(path), "label": label})
     else:

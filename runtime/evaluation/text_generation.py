@@ -7,6 +7,7 @@ A text is tokenized whole, special tokens not added. A plain file is one text, o
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -52,7 +53,8 @@ def _by_name(names: Sequence[str], chosen: Positions) -> Positions | None:
 
 
 COLUMNS = {"text": "text"}
-_LAYOUT = Layout(_by_name, lambda row: None, "text", "text", COLUMNS)
+_LAYOUT = Layout(_by_name, lambda row: None, "text", "text", COLUMNS, bare="text")
+_TWO_WORDS = re.compile(r"\S\s+\S")
 _SAMPLES = 4096
 _MOST_CHARACTERS = 4_000_000
 """Of all texts together unless a number of them is asked for: a million tokens, which take a CPU many minutes."""
@@ -75,12 +77,13 @@ def read(sources: Sequence[Source], labels: Sequence[str], function: str, sample
 
 def _passages(source: Source) -> Iterator[Passage]:
     for text in _texts(source):
-        if len(text.split()) >= 2:
+        if _TWO_WORDS.search(text):
             yield Passage(text)
 
 
 def _texts(source: Source) -> Iterator[str]:
     if source.path.is_dir() and not is_stored(source.path):
+        source.refuse_columns("a folder of texts")
         for path in text_files(source):
             for text in read_passages(path, source.purpose):
                 yield from parts(text)
@@ -88,6 +91,7 @@ def _texts(source: Source) -> Iterator[str]:
         for row in read_rows(source, _LAYOUT):
             yield from parts(text_of(row.place, "the text", row.cells["text"]))
     else:
+        source.refuse_columns("plain text")
         yield from read_passages(source.path, source.purpose)
 
 

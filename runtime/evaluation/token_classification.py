@@ -80,7 +80,10 @@ def read(
     def sentences(source: Source) -> Iterator[TaggedSentence]:
         tags = _Tags(labels, source.options.labels)
         in_rows = is_stored(source.path) or source.path.is_dir() or source.suffix in JSON_SUFFIXES
-        return _sentences(source, tags) if in_rows else _conll_sentences(source, tags)
+        if in_rows:
+            return _sentences(source, tags)
+        source.refuse_columns("CoNLL")
+        return _conll_sentences(source, tags)
 
     drawn = draw(sources, samples, sentences, "sentences")
     if all(tag == "O" for sentence in drawn.items for tag in sentence.tags):

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from onnxpress.cli.data import add_evaluation_arguments, evaluation_options
+
 HELP = "Measure a bundle's variants again on this machine, without PyTorch, and keep the figures in the user's cache."
 
 
@@ -21,20 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--measure", choices=("quick", "full"), default="quick", help="how long (default: quick)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads to use (default: the cores allowed)")
-    parser.add_argument(
-        "--eval",
-        dest="evaluation",
-        metavar="FILE",
-        action="append",
-        help="labelled examples of the task to measure accuracy on, too (docs/evaluation.md); may be repeated",
-    )
+    add_evaluation_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--quiet", "-q", action="store_true", help="show no progress")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, keep, and show beside the bundle's own figures."""
-    from onnxpress.cli.figures import comparison, table
+    from onnxpress.cli.figures import bundle_threads, comparison, table
     from onnxpress.runtime.bench import advice, choose_variants, keep, measure_bundle, read_bench, read_evaluation_for
     from onnxpress.runtime.bundle import open_bundle
     from onnxpress.runtime.machine import describe_machine, onnxruntime_version
@@ -46,8 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"onnxpress: {name} is not measured: {reason}", file=sys.stderr)
     if (problem := read_bench(bundle).problem) is not None:
         print(f"onnxpress: {problem}", file=sys.stderr)
-    paths = [Path(name) for name in arguments.evaluation or ()]
-    evaluation = read_evaluation_for(bundle, paths) if paths else None
+    paths, options = [Path(name) for name in arguments.eval or ()], evaluation_options(arguments)
+    evaluation = read_evaluation_for(bundle, paths, options) if paths else None
     with _progress(arguments.quiet) as progress:
         measured = measure_bundle(bundle, variants, arguments.measure, arguments.threads, evaluation, progress)
     kept = keep(bundle, measured)
@@ -71,7 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
         }
         print(json.dumps(document, ensure_ascii=False))
         return 0
-    print(f"{bundle.manifest.source.name} on {machine.cpu}, {measured[0].measurement['threads']} threads")
+    threads, of_bundle = measured[0].measurement["threads"], bundle_threads(bundle)
+    there = "" if of_bundle in (None, threads) else f" (the bundle: {of_bundle})"
+    print(f"{bundle.manifest.source.name} on {machine.cpu}, threads: {threads}{there}")
     print(
         f"  the bundle was measured elsewhere: {'; '.join(found)}" if found else "  the bundle was measured here, too"
     )

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxpress.cli.data import add_evaluation_arguments, evaluation_options
+
 if TYPE_CHECKING:
     from onnxpress.runtime.comparing import Side
 
@@ -24,13 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a bundle, BUNDLE:variant, or a model as `onnxpress export` takes it; the first is what the others are "
         "compared with",
     )
-    parser.add_argument(
-        "--eval",
-        metavar="FILE",
-        action="append",
-        help="labelled examples of the task (docs/evaluation.md); may be repeated (default: texts of onnxpress, "
-        "of which only agreement can be had)",
-    )
+    add_evaluation_arguments(parser)
     parser.add_argument("--measure", default="quick", help="how long to measure: quick, full or none (default: quick)")
     parser.add_argument("--threads", type=int, help="CPU threads of every side (default: the cores allowed)")
     parser.add_argument(
@@ -56,22 +52,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, and show it; status 1 if a rule fails."""
+    from rich.console import Console
+    from rich.markup import escape
+
     from onnxpress.runtime.comparing import Options, compare, parse_rules
     from onnxpress.runtime.comparing.summary import outcome_text
 
     options = Options(
         evaluation=tuple(map(Path, arguments.eval or ())),
+        data=evaluation_options(arguments),
         measure=arguments.measure,
         threads=arguments.threads,
         examples=arguments.examples,
         rules=tuple(parse_rules(arguments.fail_on)) if arguments.fail_on is not None else (),
     )
-
-    def show(detail: str) -> None:
-        if not arguments.quiet:
-            print(f"onnxpress: {detail}", file=sys.stderr)
-
-    document = compare(_sides(arguments), options, show)
+    _check_outputs(arguments)
+    sides = _sides(arguments)
+    with Console(stderr=True, quiet=arguments.quiet).status("", refresh_per_second=2) as status:
+        document = compare(sides, options, lambda detail: status.update(escape(detail)))
     _write(arguments, document)
     failed = [outcome for outcome in document["rules"] if not outcome["passed"]]
     for outcome in failed:
@@ -105,6 +103,15 @@ def _checkpoint(given: str, task: str | None, arguments: argparse.Namespace) -> 
     return checkpoint_side(given, config)
 
 
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Before minutes of measuring, not after."""
+    from onnxpress.runtime.errors import InvalidInputError
+
+    for path in (arguments.html, arguments.markdown):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise InvalidInputError(f"{path} cannot be written: there is no folder {Path(path).parent}")
+
+
 def _write(arguments: argparse.Namespace, document: Mapping[str, Any]) -> None:
     from onnxpress.runtime.comparing.markdown import render_markdown
 
@@ -115,7 +122,7 @@ def _write(arguments: argparse.Namespace, document: Mapping[str, Any]) -> None:
     if arguments.markdown:
         _save(arguments.markdown, render_markdown(document))
     if arguments.json:
-        print(json.dumps(document, ensure_ascii=False))
+        print(json.dumps(document))  # in ASCII: texts may hold what no encoding can write
     else:
         from onnxpress.cli.comparison_table import show_comparison
 

@@ -23,14 +23,16 @@ def show_comparison(document: Mapping[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column(Text(document["task"]))
     for row in document["sides"]:
-        table.add_column(Text(row["name"]), justify="right")
+        table.add_column(Text(_short(row["name"])), justify="right")
     for line in summary_lines(document):
         table.add_row(Text(line.title), *(Text("  ".join(filter(None, cell))) for cell in line.cells))
     console.print(table)
-    console.print(Text(f"compared on {compared_on(document)}; changes are against {base['name']}", style="dim"))
+    console.print(Text(f"compared on {compared_on(document)}; changes are against {_short(base['name'])}", style="dim"))
     for row in others:
         if row["examples"]:
-            console.print(Text(f"\n{row['name']}: {len(row['examples'])} of {row['changed_answers']} changed answers"))
+            console.print(
+                Text(f"\n{_short(row['name'])}: {len(row['examples'])} of {row['changed_answers']} changed answers")
+            )
             for change in row["examples"]:
                 _show_change(console, base["name"], row["name"], change)
 
@@ -39,7 +41,7 @@ def _show_change(console: Console, before: str, after: str, change: Mapping[str,
     console.print(Text(f"  {change['index'] + 1}: {_short(' / '.join(change['texts']))}", style="bold"))
     known = [("right", change["right"])] if change["right"] is not None else []
     for name, answer in (*known, (before, change["before"]), (after, change["after"])):
-        console.print(Text(f"     {name}: {_short(answer)}"))
+        console.print(Text(f"     {_short(name)}: {_short(answer)}"))
 
 
 def _short(text: str) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxpress.runtime.data.options import DataOptions
 
 
-def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Define --eval and the options that go with it."""
-    parser.add_argument(
-        "--eval",
-        metavar="PATH",
-        action="append",
-        help="labelled examples of the task to measure accuracy on: a file, a folder of texts or a dataset "
-        "(docs/evaluation.md); may be repeated",
-    )
+EVALUATION = (
+    "labelled examples of the task to measure accuracy on: a file, a folder of texts or a dataset "
+    "(docs/evaluation.md); may be repeated"
+)
+
+
+def add_evaluation_arguments(parser: argparse.ArgumentParser, purpose: str = EVALUATION) -> None:
+    """Define --eval, which is for `purpose`, and the options that go with it."""
+    parser.add_argument("--eval", metavar="PATH", action="append", help=purpose)
     parser.add_argument(
         "--eval-columns",
         metavar="MAP",
@@ -32,6 +36,26 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--eval-samples", type=int, metavar="N", help="examples to draw from all at most (default: 20,000)"
     )
+
+
+def evaluation_options(arguments: argparse.Namespace) -> DataOptions:
+    """How evaluation data is read, as it was said with these options.
+
+    Raises:
+        InvalidInputError: a value that is not allowed, or no --eval for them.
+    """
+    from onnxpress.runtime.data.options import DataOptions
+    from onnxpress.runtime.errors import InvalidInputError
+
+    for name in ("eval_columns", "eval_labels", "eval_split", "eval_samples"):
+        if getattr(arguments, name) is not None and not arguments.eval:
+            option = name.replace("_", "-")
+            raise InvalidInputError(
+                f"--{option} says how evaluation data is read, but there is none; give some (--eval)"
+            )
+    columns = mapping_of("--eval-columns", arguments.eval_columns)
+    labels = mapping_of("--eval-labels", arguments.eval_labels)
+    return DataOptions(columns or {}, labels or {}, arguments.eval_split, arguments.eval_samples)
 
 
 def mapping_of(option: str, text: str | None) -> dict[str, str] | None:

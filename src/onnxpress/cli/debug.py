@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxpress.cli.data import add_evaluation_arguments, evaluation_options
+
 if TYPE_CHECKING:
     from onnxpress.exporter.debugging import Debugged, TensorError
 
@@ -21,13 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="the bundle folder")
     parser.add_argument("--variant", help="the variant to look at (default: the bundle's default)")
     parser.add_argument("--against", default="fp32", metavar="VARIANT", help="what it is compared with (default: fp32)")
-    parser.add_argument("--text", action="append", metavar="TEXT", help="a text to run; may be repeated")
     parser.add_argument(
-        "--eval",
+        "--text",
         action="append",
-        metavar="FILE",
-        help="run the first examples of this file; may be repeated (default: the texts the bundle was verified on)",
+        metavar="TEXT",
+        help="a text to run; may be repeated (default, without --eval: those the bundle was verified on)",
     )
+    add_evaluation_arguments(parser)
     parser.add_argument(
         "--threshold",
         type=float,
@@ -57,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.against,
         texts=arguments.text or (),
         evaluation=tuple(map(Path, arguments.eval or ())),
+        data=evaluation_options(arguments),
         threshold=DEFAULT_THRESHOLD if arguments.threshold is None else arguments.threshold,
     )
     if arguments.json:

@@ -204,6 +204,19 @@ def _lasting_interrupt() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, before)
 
 
+def _calibration(given: list[str] | None) -> tuple[Path, ...] | Literal["synthetic"] | None:
+    from onnxpress.runtime.errors import InvalidInputError
+
+    if not given or given == ["synthetic"]:
+        return "synthetic" if given else None
+    if "synthetic" in given:
+        raise InvalidInputError(
+            "--calibration synthetic takes random tokens in place of files; give one or the other (a file of that name "
+            "is ./synthetic)"
+        )
+    return tuple(map(Path, given))
+
+
 def _seconds(text: str) -> float:
     """A duration such as 90s, 5m or 1h; a number alone is in seconds.
 
@@ -217,19 +230,6 @@ def _seconds(text: str) -> float:
         return float(text) if unit is None else unit * float(text[:-1])
     except ValueError as error:
         raise InvalidInputError(f"the time {text!r} is none; give a number and s, m or h, such as 90s or 5m") from error
-
-
-def _calibration(given: list[str] | None) -> tuple[Path, ...] | Literal["synthetic"] | None:
-    from onnxpress.runtime.errors import InvalidInputError
-
-    if not given or given == ["synthetic"]:
-        return "synthetic" if given else None
-    if "synthetic" in given:
-        raise InvalidInputError(
-            "--calibration synthetic takes random tokens in place of files; give one or the other (a file of that name "
-            "is ./synthetic)"
-        )
-    return tuple(map(Path, given))
 
 
 def _migration(given: str | None) -> float | Literal["off"] | None:

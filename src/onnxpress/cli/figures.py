@@ -76,6 +76,14 @@ def comparison(bundle: Bundle, figures: Sequence[Figures]) -> list[dict[str, Any
     return rows
 
 
+def bundle_threads(bundle: Bundle) -> int | None:
+    """CPU threads that the bundle's own figures were measured with; None where it does not say."""
+    from onnxpress.runtime.bench import bundle_figures
+
+    measured = [row["measurement"] for row in bundle_figures(bundle).values() if row["measurement"]]
+    return measured[0].get("threads") if measured else None
+
+
 def table(rows: Sequence[Mapping[str, Any]], is_decoder: bool) -> list[str]:
     """Lines of text."""
     unit, first = ("tokens/s", "first ms") if is_decoder else ("texts/s", "ms")
