@@ -71,6 +71,7 @@ def encoder_feeds(state: State, evaluation: Evaluation | None = None) -> tuple[l
     """Inputs of an encoder's graph to calibrate on, the same at every call, and what report.json says of them.
 
     Texts that were given with the option `calibration` come first, then those of the evaluation, then random tokens.
+    Of an evaluation that a search halves, those of the half it searches with: the other one stays unseen.
     The facts are JSON data that stand for the inputs in the key of a cache, too.
 
     Args:
@@ -81,7 +82,7 @@ def encoder_feeds(state: State, evaluation: Evaluation | None = None) -> tuple[l
     settings, given = state.facts.settings, state.calibration
     tokenizer = Tokenizer(state.folder / settings.tokenizer.file, settings.tokenizer)
     count = state.config.calibration_samples or ENCODER_SAMPLES
-    evaluation = evaluation or state.evaluation
+    evaluation = evaluation or _seen(state)
     facts: dict[str, Any] = {"source": "files", "files": [], "sha256": None}
     if given is not None and given.inputs:
         rows, chosen = given.rows, given.inputs
@@ -101,6 +102,14 @@ def encoder_feeds(state: State, evaluation: Evaluation | None = None) -> tuple[l
         sequences = feeds.within(sequences)
     facts |= {"samples": len(sequences), "rows": rows or len(sequences), "tokens": sum(map(len, sequences))}
     return feeds.batches(sequences, state.facts.inputs, settings), facts
+
+
+def _seen(state: State) -> Evaluation | None:
+    """The examples that graphs may be made with."""
+    from onnxpress.exporter.search.splits import split  # of a package that reads this module
+
+    splits = split(state.evaluation) if state.searches and state.evaluation is not None else None
+    return state.evaluation if splits is None else splits.search
 
 
 def decoder_rows(state: State, calibration: Calibration) -> tuple[list[list[int]], dict[str, Any]]:

@@ -229,7 +229,7 @@ def state_of(tiny_bundle: Path) -> Callable[..., Any]:
         task = TaskSettings(manifest.task, manifest.tokenizer, manifest.embedding, manifest.labels, manifest.mask)
         state = SimpleNamespace(
             config=ExportConfig(), facts=SimpleNamespace(settings=task, inputs=manifest.inputs), folder=tiny_bundle,
-            calibration=None, evaluation=None, task=manifest.task,
+            calibration=None, evaluation=None, task=manifest.task, searches=False,
         )  # fmt: skip
         for name, value in changes.items():
             setattr(state, name, value)
@@ -258,6 +258,8 @@ def test_what_was_given_goes_before_the_evaluation_and_that_before_random_tokens
         feeds, facts = feeds_of(state)
         assert (facts["source"], facts["files"], facts["sha256"], facts["samples"]) == ("synthetic", [], None, 256)
         assert json.loads(json.dumps(facts)) == facts
+    searched = feeds_of(state_of(evaluation=evaluation, searches=True))[1]
+    assert searched["rows"] == 300  # the half that the result is checked on stays unseen
     few = feeds_of(state_of(config=ExportConfig(calibration_samples=9), evaluation=evaluation))[1]
     assert few["samples"] == 9
 
