@@ -32,6 +32,8 @@ def _score(state: State, variant: VariantState) -> float:
     if state.config.objective in ("size", "memory"):
         return -float(bundling.variant_size_bytes(state, variant.name))
     if measured is None:
+        if ((state.search or {}).get("accepted") or {}).get("variant") == variant.name:  # timed there
+            return 4.0
         return {"int4": 3.0, "int8": 2.0, "int8-static": 1.9, "mixed": 1.5, "fp32": 1.0}.get(variant.precision, 0.0)
     if state.task == "text-generation":
         return _tokens_per_second(measured, alone=state.config.objective == "latency")

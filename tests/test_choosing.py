@@ -19,6 +19,7 @@ from onnxpress.runtime.measuring import Measurement
 
 SIZES = {"fp32": 400, "fp16": 200, "int8": 100}
 LATENCY = {BASELINE: 9.0, "fp32": 2.0, "fp16": 3.0, "int8": 2.5}
+MEMORY = {BASELINE: 900_000_000, "fp32": 400_000_000, "fp16": 250_000_000, "int8": 300_000_000}
 RATE = {BASELINE: 100.0, "fp32": 200.0, "fp16": 150.0, "int8": 300.0}
 
 
@@ -33,7 +34,7 @@ def state(folder: Path, config: ExportConfig, measured: bool = True, **status: s
         name: Measurement(
             latency=[{"tokens": 16, "p50_ms": LATENCY[name]}, {"tokens": 64, "p50_ms": 100 - LATENCY[name]}],
             throughput=[{"batch": 1, "texts_per_second": 1.0}, {"batch": 8, "texts_per_second": RATE[name]}],
-            peak_memory_bytes=1,
+            peak_memory_bytes=MEMORY[name],
             cold_start_seconds=1.0,
         )
         for name in RATE
@@ -98,6 +99,23 @@ def test_only_what_passed_is_chosen(tmp_path: Path, status: str) -> None:
     chosen = choose(state(tmp_path, ExportConfig(), int8=status))
     assert chosen.default == "fp32"
     assert "of the 2 variants" in chosen.default_reason
+
+
+def test_the_least_memory_is_that_of_the_process(tmp_path: Path) -> None:
+    chosen = choose(state(tmp_path, ExportConfig(objective="memory")))
+    assert chosen.default == "fp16"
+    assert "the least memory, 250 MB at its peak, of the 3 variants" in chosen.default_reason
+
+
+def test_what_did_not_hold_in_the_search_is_not_chosen(tmp_path: Path) -> None:
+    given = dataclasses.replace(state(tmp_path, ExportConfig()), rejected=frozenset({"int8"}))
+    assert choose(given).default == "fp32"
+
+
+def test_without_measurements_what_the_search_accepted_is_chosen(tmp_path: Path) -> None:
+    given = state(tmp_path, ExportConfig(), measured=False)
+    found = {"accepted": {"trial": "mixed 3", "variant": "fp16"}}
+    assert choose(dataclasses.replace(given, search=found)).default == "fp16"
 
 
 def test_without_measurements_fp16_is_not_taken_for_fast(tmp_path: Path) -> None:

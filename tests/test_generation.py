@@ -34,10 +34,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = tmp_path_factory.mktemp("text") / "text.txt"
-    text.write_text(" ".join(PROMPTS * 12))
+    text.write_text("\n".join(PROMPTS * 120))
     # Random weights of this size lose half of what they say in 4 bits; trained ones a hundredth.
     thresholds = Thresholds(int4_rms=1.0)
-    config = onnxpress.ExportConfig(measure="none", evaluation=(text,), max_accuracy_drop=100.0, thresholds=thresholds)
+    config = onnxpress.ExportConfig(
+        measure="none", evaluation=(text,), max_accuracy_drop=100.0, search_budget=0.0, thresholds=thresholds
+    )
     return onnxpress.export(folder, tmp_path_factory.mktemp("bundles") / "b", config).folder
 
 

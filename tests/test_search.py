@@ -20,7 +20,7 @@ from onnxpress.quantize.sensitivity import NodeSensitivity, Sensitivity
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation import Evaluation, read_evaluation
 from onnxpress.runtime.evaluation.text_generation import Passage
-from tests.outlier_models import Classifier, make_hard, train_tiny
+from tests.outlier_models import Classifier, make_hard, minilm, train_tiny
 
 # The plan
 
@@ -346,3 +346,19 @@ def test_without_an_accuracy_asked_for_nothing_is_searched(tiny_bundle: Path) ->
 def test_a_least_metric_needs_examples(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="min_metric needs labelled examples"):
         onnxpress.export(tiny_model, tmp_path / "bundle", onnxpress.ExportConfig(min_metric=80.0))
+
+
+@pytest.mark.slow
+def test_a_trained_model_that_int8_ruins_gets_a_mixture_that_holds(tmp_path: Path) -> None:
+    plain = minilm()
+    if plain is None:
+        pytest.skip("the shared models are not beside the project")
+    result = export(make_hard(plain, tmp_path / "hard"), tmp_path)
+    found = result.report["search"]
+    trials = {trial["name"]: trial for trial in found["trials"]}
+    assert trials["int8"]["drop"] > 5
+    accepted = trials[found["accepted"]["trial"]]
+    assert accepted["speedup"] > 1.25
+    assert found["held_out"]["held_out"]["drop"] <= 1
+    variants = {variant["name"]: variant for variant in result.report["variants"]}
+    assert variants[found["accepted"]["variant"]]["accuracy_drop"] <= 1

@@ -11,8 +11,10 @@ from onnxpress.runtime.evaluation.text_generation import Passage
 
 _SEED = 0
 _LEAST = 4
-_MOST, _MOST_PIECES = 2000, 64
+_MOST, _MOST_PIECES = 2000, 32
 """Examples to search with, which every trial is scored on, and pieces of text."""
+_HELD_OUT = 4
+"""How many times as many are held out at most."""
 _PIECE = 2000
 """Characters of a piece of text at least: about as many tokens as a decoder's perplexity is computed on at a time."""
 
@@ -26,8 +28,8 @@ class Splits:
 
 
 def split(evaluation: Evaluation) -> Splits:
-    """Shuffle the examples, always in the same way, and halve them; of many, more than a half is held out. Texts of
-    decoders are cut into pieces first.
+    """Shuffle the examples, always in the same way, and halve them; of very many, only some are used. Texts of decoders
+    are cut into pieces first.
 
     Raises:
         InvalidInputError: there are too few.
@@ -44,7 +46,10 @@ def split(evaluation: Evaluation) -> Splits:
         )
     order = random.Random(_SEED).sample(range(count), count)
     searched = min(count // 2, _MOST_PIECES if evaluation.task == "text-generation" else _MOST)
-    return Splits(evaluation.subset(sorted(order[:searched])), evaluation.subset(sorted(order[searched:])))
+    return Splits(
+        evaluation.subset(sorted(order[:searched])),
+        evaluation.subset(sorted(order[searched : (1 + _HELD_OUT) * searched])),
+    )
 
 
 def _pieces(text: str) -> list[str]:

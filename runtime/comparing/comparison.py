@@ -108,6 +108,7 @@ def _facts(evaluation: Evaluation) -> dict[str, Any]:
         "files": list(evaluation.files),
         "sha256": evaluation.sha256,
         "samples": len(evaluation.examples),
+        "rows": evaluation.rows,
     }
 
 
