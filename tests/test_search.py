@@ -205,18 +205,19 @@ def test_halves_share_no_example_and_are_always_the_same(tmp_path: Path) -> None
     path.write_text("".join(f"text {index}\t{'ab'[index % 2]}\n" for index in range(101)))
     data = read_evaluation([path], "text-classification", ("a", "b"))
     halves = split(data)
+    assert halves is not None
     one, other = ({example.texts[0] for example in half.examples} for half in (halves.search, halves.held_out))
     assert (len(one), len(other)) == (50, 51)
     assert not one & other
     assert split(data) == halves
     assert halves.search.sha256 != halves.held_out.sha256
-    with pytest.raises(InvalidInputError, match="has 1 example, and a search needs at least 4"):
-        split(data.subset([0]))
+    assert split(data.subset([0, 1, 2])) is None
 
 
 def test_texts_of_decoders_are_cut_into_pieces() -> None:
     text = "".join(f"line {index} of a long text that goes on\n" for index in range(1000))
     halves = split(Evaluation("text-generation", (Passage(text),), ("a",), "0", "perplexity", "perplexity"))
+    assert halves is not None
     pieces = [example.texts for half in (halves.search, halves.held_out) for example in half.examples]
     assert len(pieces) > 10
     assert sorted(line for piece in pieces for line in piece) == sorted(text.splitlines())
@@ -336,6 +337,13 @@ def test_a_uniform_graph_that_wins_is_the_variant_it_is(
     assert result.report["search"]["accepted"] == {"trial": "int8", "variant": "int8"}
     assert [variant["name"] for variant in result.report["variants"]] == ["fp32", "int8"]
     assert result.manifest.default_variant == "int8"
+
+
+def test_with_too_few_examples_nothing_is_searched(hard: Classifier, tmp_path: Path) -> None:
+    (tmp_path / "few.tsv").write_text("a b c\tnegative\nx y z\tpositive\n")
+    result = export(Classifier(hard.folder, tmp_path / "few.tsv"), tmp_path, max_accuracy_drop=100.0)
+    assert result.report["search"]["sentence"].startswith("Nothing was searched: the evaluation has too few examples")
+    assert "Nothing was searched" in (result.folder / "report.html").read_text()
 
 
 def test_without_an_accuracy_asked_for_nothing_is_searched(tiny_bundle: Path) -> None:

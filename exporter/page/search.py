@@ -38,6 +38,8 @@ def search_lead(report: Report) -> str | None:
     if not found:
         return None
     splits, seconds = part(found, "splits"), figure(found, "seconds")
+    if not splits:
+        return str(found.get("sentence") or "")
     ended = _ENDED.get(str(found.get("ended")))
     examples = (
         f"The evaluation was split: {number(figure(splits, 'search'), 0)} examples to search with, "

@@ -48,6 +48,23 @@ def search_document(
     }
 
 
+def unsearched_document(state: State, limit: Limit) -> dict[str, Any]:
+    """The key `search` where the evaluation has too few examples for it."""
+    return {
+        "limit": {"max_accuracy_drop": limit.max_drop, "min_metric": limit.min_metric},
+        "objective": state.config.objective,
+        "budget_seconds": state.config.search_budget,
+        "seconds": 0.0,
+        "ended": "done",
+        "splits": None,
+        "float32": None,
+        "trials": [],
+        "accepted": None,
+        "held_out": None,
+        "sentence": "Nothing was searched: the evaluation has too few examples to check with some what others gave.",
+    }
+
+
 def _trial(
     trial: Trial, nodes: Sequence[str], before: float | None, splits: Splits, held_out: bool | None
 ) -> dict[str, Any]:

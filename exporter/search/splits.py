@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation import Evaluation
 from onnxpress.runtime.evaluation.text_generation import Passage
 
@@ -27,23 +26,16 @@ class Splits:
     held_out: Evaluation
 
 
-def split(evaluation: Evaluation) -> Splits:
+def split(evaluation: Evaluation) -> Splits | None:
     """Shuffle the examples, always in the same way, and halve them; of very many, only some are used. Texts of decoders
-    are cut into pieces first.
-
-    Raises:
-        InvalidInputError: there are too few.
-    """
+    are cut into pieces first. None where there are too few."""
     if evaluation.task == "text-generation":
         texts = [example.text for example in evaluation.examples if isinstance(example, Passage)]
         pieces = tuple(Passage(piece) for text in texts for piece in _pieces(text))
         evaluation = dataclasses.replace(evaluation, examples=pieces, sha256=f"{evaluation.sha256}:pieces")
     count = len(evaluation.examples)
     if count < _LEAST:
-        raise InvalidInputError(
-            f"the evaluation has {count} example{'s' * (count != 1)}, and a search needs at least {_LEAST}, a half to "
-            "search with and a half to check the result with: give more, or leave out the accuracy that is asked for"
-        )
+        return None
     order = random.Random(_SEED).sample(range(count), count)
     searched = min(count // 2, _MOST_PIECES if evaluation.task == "text-generation" else _MOST)
     return Splits(

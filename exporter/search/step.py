@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxpress.exporter.quiet import quiet
-from onnxpress.exporter.search.account import search_document, sensitivity_document
+from onnxpress.exporter.search.account import search_document, sensitivity_document, unsearched_document
 from onnxpress.exporter.search.plan import Outcome, Trial, run_plan
 from onnxpress.exporter.search.splits import Splits, split
 from onnxpress.exporter.search.trials import Budget, Limit, TrialBench
@@ -46,14 +46,16 @@ def search(state: State) -> State:
     """Find the graph that costs least by the objective and holds the accuracy asked for.
 
     Raises:
-        InvalidInputError: the evaluation is too small to be halved, or float32 itself does not reach the metric.
+        InvalidInputError: float32 itself does not reach the metric.
     """
     parts = _parts(state)
     if not state.searches or state.evaluation is None or not parts:
         return state
     budget = Budget(state.config.search_budget)
-    splits = split(state.evaluation)
     limit = Limit(state.config.max_accuracy_drop, state.config.min_metric)
+    splits = split(state.evaluation)
+    if splits is None:
+        return dataclasses.replace(state, search=unsearched_document(state, limit))
     bench = TrialBench(state, {name: part.graph.path for name, part in parts.items()}, splits, limit, budget)
     assert state.fused is not None
     base = state.fused.path
