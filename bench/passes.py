@@ -39,7 +39,7 @@ _PARITY = """\
 ## How close
 
 The embeddings against those of PyTorch in float32: root mean square of the differences / that of the values; largest
-difference; lowest cosine similarity of an embedding."""
+difference, in units of max(1, largest value); lowest cosine similarity of an embedding."""
 
 _SIZE = """\
 ## How small
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             table[name] = {one.name: try_pass(one, subject, Path(folder)) for one in PASSES}
         for one, cell in table[name].items():
-            print(f"{name:<18} {one:<60} {_parity(cell)}  {_size(cell)}", flush=True)
+            print(f"{name:<18} {one:<68} {_parity(cell)}  {_size(cell)}", flush=True)
     if options.output:
         options.output.write_text(render(table, facts), encoding="utf-8")
     failed = [cell for cells in table.values() for cell in cells.values() if cell.failure]
@@ -251,7 +251,7 @@ def _compare(graph: Path, subject: Subject) -> Cell:
     difference = found - expected
     return Cell(
         rms=float(np.sqrt(np.square(difference).mean() / np.square(expected).mean())),
-        largest=float(np.abs(difference).max()),
+        largest=float(np.abs(difference).max() / max(1.0, np.abs(expected).max())),
         cosine=float(row_cosines(found, expected).min()),
     )
 

@@ -24,7 +24,7 @@ Feeds = Mapping[str, npt.NDArray[np.int64]]
 """Inputs of a graph by name; `attention_mask` says which tokens are real. [batch, sequence] each."""
 FloatArray = npt.NDArray[np.float32]
 
-_TOKENS_AT_ONCE = 2048
+_TOKENS_AT_ONCE = 1024
 """So many positions go through a graph together: the values of all its activations are in memory at a time."""
 
 

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto
 
 import onnxpress
+from onnxpress.cli import main
 from onnxpress.exporter.config import ExportConfig, Thresholds
 from onnxpress.quantize.fp16 import Fp16Config, convert_fp16
 from onnxpress.quantize.graphs import check_structure, count_ops, load_graph
@@ -136,6 +137,11 @@ def test_options_are_checked(changes: dict[str, object], message: str) -> None:
 def test_options_without_a_variant_for_them_are_refused(config: ExportConfig, task: str, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         config.check_task(task)
+
+
+def test_a_migration_that_is_no_number_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "model", "--output", str(tmp_path / "b"), "--migration", "much"]) == 2
+    assert "--migration is 'much'; give a number from 0 to 1, or off" in capsys.readouterr().err
 
 
 def test_static_int8_does_not_run_on_a_gpu() -> None:
