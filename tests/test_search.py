@@ -89,7 +89,7 @@ def float32_nodes(trial: Trial) -> set[str]:
 
 def test_the_fewest_nodes_are_raised_those_that_hurt_most() -> None:
     bench = MadeUp(sensitivity("int8", NODES), limit=0.13)
-    found = run_plan(bench, bench.uniform())
+    found = run_plan(bench, bench.uniform)
     assert found.accepted is not None
     assert float32_nodes(found.accepted) == {"node 0", "node 1", "node 2", "node 3"}
     assert found.ended == "done"
@@ -98,7 +98,7 @@ def test_the_fewest_nodes_are_raised_those_that_hurt_most() -> None:
 
 def test_a_uniform_graph_that_holds_is_enough() -> None:
     bench = MadeUp(sensitivity("int8", NODES), sensitivity("static", NODES), limit=2.0)
-    found = run_plan(bench, bench.uniform())
+    found = run_plan(bench, bench.uniform)
     assert found.accepted is not None
     assert len(bench.trials) == 2
 
@@ -106,7 +106,7 @@ def test_a_uniform_graph_that_holds_is_enough() -> None:
 def test_moves_that_were_not_needed_are_taken_back() -> None:
     # By divergence for their price both come first, but one of them is enough: 1.0 and 0.9 of which 1.0 may stay.
     bench = MadeUp(sensitivity("int8", {"a": 1.0, "b": 0.9, "c": 0.01, "d": 0.01}), limit=0.95)
-    found = run_plan(bench, bench.uniform())
+    found = run_plan(bench, bench.uniform)
     assert found.accepted is not None
     assert set(found.accepted.assignment) == {"b", "c", "d"}
 
@@ -114,7 +114,7 @@ def test_moves_that_were_not_needed_are_taken_back() -> None:
 def test_each_node_takes_the_cheapest_form_that_helps() -> None:
     four, eight = sensitivity("int4", NODES), sensitivity("int8", {name: value / 50 for name, value in NODES.items()})
     bench = MadeUp(four, eight, limit=0.2, times={"int4": 0.3, "int8": 0.5})
-    found = run_plan(bench, bench.uniform())
+    found = run_plan(bench, bench.uniform)
     assert found.accepted is not None
     kinds = found.accepted.assignment
     assert [kinds[f"node {index}"] for index in (0, 1, 2, 6, 15)] == ["int8", "int8", "int8", "int4", "int4"]
@@ -123,14 +123,14 @@ def test_each_node_takes_the_cheapest_form_that_helps() -> None:
 
 def test_without_time_nothing_is_tried() -> None:
     bench = MadeUp(sensitivity("int8", NODES), limit=0.1, most_trials=0)
-    assert run_plan(bench, bench.uniform()) == run_plan(bench, bench.uniform())
-    found = run_plan(bench, bench.uniform())
+    assert run_plan(bench, bench.uniform) == run_plan(bench, bench.uniform)
+    found = run_plan(bench, bench.uniform)
     assert (found.accepted, found.ended, bench.trials, bench.looks) == (None, "budget", [], [])
 
 
 def test_when_time_is_up_the_best_so_far_is_the_answer() -> None:
     bench = MadeUp(sensitivity("int8", NODES), limit=0.01, most_trials=7)
-    found = run_plan(bench, bench.uniform())
+    found = run_plan(bench, bench.uniform)
     assert found.ended == "budget"
     assert found.accepted is not None
     assert found.accepted == min((trial for trial in bench.trials if trial.holds), key=lambda trial: trial.cost)
@@ -138,26 +138,26 @@ def test_when_time_is_up_the_best_so_far_is_the_answer() -> None:
 
 def test_ctrl_c_ends_the_search_with_the_best_so_far() -> None:
     bench = MadeUp(sensitivity("int8", NODES), limit=0.01, interrupt_at=7)
-    found = run_plan(bench, bench.uniform())
+    found = run_plan(bench, bench.uniform)
     assert found.ended == "interrupt"
     assert found.accepted is not None
 
 
 def test_where_nothing_holds_there_is_no_answer() -> None:
     bench = MadeUp(sensitivity("int8", NODES), limit=-1.0)
-    found = run_plan(bench, bench.uniform())
+    found = run_plan(bench, bench.uniform)
     assert found.accepted is None
     assert not bench.looks  # what did not hold is not shown the examples held out
 
 
 def test_what_is_no_faster_than_float32_is_of_no_use() -> None:
     bench = MadeUp(sensitivity("int8", NODES), limit=9.0, times={"int8": 1.1})
-    assert run_plan(bench, bench.uniform()).accepted is None
+    assert run_plan(bench, bench.uniform).accepted is None
 
 
 def test_one_that_fails_on_held_out_examples_gives_way_to_more_precise_ones() -> None:
     bench = MadeUp(sensitivity("int8", NODES), limit=0.13, held_out=0.01)
-    found = run_plan(bench, bench.uniform())
+    found = run_plan(bench, bench.uniform)
     assert found.accepted is not None
     assert float32_nodes(found.accepted) > {"node 0", "node 1", "node 2", "node 3"}
     divergences = [look.divergence for look in bench.looks]

@@ -71,7 +71,7 @@ def _trials_table(report: Report) -> Html | None:
     if len(trials) > _MOST_TRIALS:
         more = f"and {len(trials) - _MOST_TRIALS} more, in report.json"
         rows.append(element("tr", element("td", more, colspan=len(headings), class_="reason")))
-    return table("Graphs tried", headings, rows)
+    return table("Graphs tried", headings, rows, class_="trials")
 
 
 def _trial_row(trial: Row, decimals: int, accepted: bool) -> Html:

@@ -11,13 +11,13 @@ precise ones are.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from onnxpress.exporter.search.moves import Assignment, Ladder, undone
 from onnxpress.quantize.mixed import FLOAT32
 
-_CLEARLY = 0.95  # a smaller gain than that is within the spread of such short measurements
+_CLEARLY = 0.98  # a smaller gain is within the spread of such short measurements
 _WORTH_UNDOING = 0.002  # of float32's time: less does not show
 
 
@@ -79,12 +79,12 @@ class Outcome:
     """`done`, `budget` or `interrupt`."""
 
 
-def run_plan(bench: Bench, uniform: Mapping[str, Assignment]) -> Outcome:
+def run_plan(bench: Bench, uniform: Callable[[], Mapping[str, Assignment]]) -> Outcome:
     """Search.
 
     Args:
         bench: makes and measures.
-        uniform: the graphs of one precision, by name.
+        uniform: gives the graphs of one precision, by name.
     """
     ended = "done"
     try:
@@ -99,8 +99,8 @@ def run_plan(bench: Bench, uniform: Mapping[str, Assignment]) -> Outcome:
         return Outcome(None, "budget")
 
 
-def _explore(bench: Bench, uniform: Mapping[str, Assignment]) -> None:
-    trials = [bench.measure(assignment, name) for name, assignment in uniform.items()]
+def _explore(bench: Bench, uniform: Callable[[], Mapping[str, Assignment]]) -> None:
+    trials = [bench.measure(assignment, name) for name, assignment in uniform().items()]
     cheapest, best = min(trial.cost for trial in trials), _best(trials)
     if cheapest < (1.0 if best is None else _CLEARLY * best.cost):
         _refine(bench, bench.ladder(), _raise(bench, bench.ladder()))

@@ -61,12 +61,7 @@ def search(state: State) -> State:
     base = state.fused.path
     try:
         with quiet(state.verbose):
-            tables = _add_parts(state, bench, parts) if state.task != "text-generation" else {}
-            uniform = {
-                name: {**tables, **dict.fromkeys(quantized_nodes(base, part.graph.path), name)}
-                for name, part in parts.items()
-            }
-            outcome = run_plan(bench, uniform)
+            outcome = run_plan(bench, lambda: _uniform_assignments(state, bench, parts))
             bench.finish()
     finally:
         bench.clear()
@@ -80,6 +75,16 @@ def search(state: State) -> State:
         sensitivity=sensitivity_document(base, bench.sensitivities),
         cached=False,
     )
+
+
+def _uniform_assignments(state: State, bench: TrialBench, parts: dict[str, _Part]) -> dict[str, dict[str, str]]:
+    """The mixtures that are the graphs of one precision, after those that the search makes itself have been made."""
+    assert state.fused is not None
+    base = state.fused.path
+    tables = _add_parts(state, bench, parts) if state.task != "text-generation" else {}
+    return {
+        name: {**tables, **dict.fromkeys(quantized_nodes(base, part.graph.path), name)} for name, part in parts.items()
+    }
 
 
 def _add_parts(state: State, bench: TrialBench, parts: dict[str, _Part]) -> dict[str, str]:
