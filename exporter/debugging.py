@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import onnx
 import onnxruntime
 
 from onnxpress.exporter.debug_inputs import Feeds, make_feeds
-from onnxpress.quantize.graphs import module_of
+from onnxpress.exporter.graph_modules import WRAPPER, modules_of
 from onnxpress.quantize.probing import float_outputs, open_probe, sizes_of
 from onnxpress.runtime.bundle import Bundle
 from onnxpress.runtime.data.options import DataOptions
@@ -32,9 +30,6 @@ DEFAULT_THRESHOLD = 20.0
 GROUP_BYTES = 256 * 2**20
 """What the tensors may take that are in memory at once, of each graph."""
 _MASK_FILL = 1e30  # such values only say "minus infinity" to a softmax
-_WRAPPER = "transformer."  # where exporter/heads.py keeps an encoder
-_WEIGHT = re.compile(r"(.+)\.(?:weight|bias)(?:\+.*)?")  # and those that were put together
-_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # what torch writes where there is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +106,7 @@ def debug(
         )
     feeds = make_feeds(bundle, reference.name, texts, evaluation, data)
     paths = bundle.model_path(reference), bundle.model_path(looked_at)
-    tensors = tuple(tensor_errors(*paths, feeds, strip=_WRAPPER if bundle.manifest.generation is None else ""))
+    tensors = tuple(tensor_errors(*paths, feeds, strip=WRAPPER if bundle.manifest.generation is None else ""))
     first = next((row for row in tensors if row.is_past(threshold)), None)
     return Debugged(looked_at.name, reference.name, threshold, len(feeds), first, tensors)
 
@@ -130,7 +125,7 @@ def tensor_errors(reference: Path, graph: Path, feeds: Sequence[Feeds], strip: s
         InvalidBundleError: a graph does not run on the CPU.
     """
     ours, theirs = _producers(reference), _producers(graph)
-    modules = modules_of(_nodes(reference))  # nodes that a pass has made say nothing of theirs
+    modules = modules_of(_nodes(reference), strip)  # nodes that a pass has made say nothing of theirs
     names = [name for name in ours if name in theirs]
     for group in _groups(reference, names, feeds):
         sums = _Sums(group)
@@ -142,8 +137,7 @@ def tensor_errors(reference: Path, graph: Path, feeds: Sequence[Feeds], strip: s
             sums.add(wanted, expected, found)
         for name in wanted:
             if (error := sums.error(name)) is not None:
-                module = modules.get(name)
-                yield _row(name, ours[name], theirs[name], module and module.removeprefix(strip), *error)
+                yield _row(name, ours[name], theirs[name], modules.get(name), *error)
 
 
 @contextlib.contextmanager
@@ -168,39 +162,6 @@ def _producers(path: Path) -> dict[str, onnx.NodeProto]:
 
 def _nodes(path: Path) -> list[onnx.NodeProto]:
     return list(onnx.load(str(path), load_external_data=False).graph.node)
-
-
-def modules_of(nodes: Sequence[onnx.NodeProto]) -> dict[str, str]:
-    """The PyTorch module of each tensor. A node that a fusion has made does not say its own: it gets that of its
-    weights, by their names, else what the modules of all that read its results have in common.
-
-    Args:
-        nodes: of a graph, in order.
-    """
-    found: dict[str, str] = {}
-    readers: dict[str, list[str]] = {}
-    for node in reversed(nodes):
-        module = (
-            module_of(node) or _module_of_weights(node) or _common([r for o in node.output for r in readers.get(o, ())])
-        )
-        if module in (None, "", _NO_MODULE):
-            continue
-        found |= dict.fromkeys(node.output, str(module))
-        for name in node.input:
-            readers.setdefault(name, []).append(str(module))
-    return found
-
-
-def _module_of_weights(node: onnx.NodeProto) -> str | None:
-    return next((match[1] for name in node.input if (match := _WEIGHT.fullmatch(name))), None)
-
-
-def _common(modules: Sequence[str]) -> str:
-    """The longest path that all begin with."""
-    paths = [module.split(".") for module in modules]
-    return ".".join(
-        parts[0] for parts in itertools.takewhile(lambda row: len(set(row)) == 1, zip(*paths, strict=False))
-    )
 
 
 def _groups(reference: Path, names: Sequence[str], feeds: Sequence[Feeds]) -> Iterator[list[str]]:

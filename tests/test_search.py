@@ -37,6 +37,8 @@ class MadeUp:
     """A bench whose graphs have the sum of their nodes' divergences, and take half of float32's time for each node that
     is quantized."""
 
+    spread = 0.0
+
     def __init__(
         self,
         *parts: Sensitivity,
@@ -101,6 +103,19 @@ def test_a_uniform_graph_that_holds_is_enough() -> None:
     found = run_plan(bench, bench.uniform)
     assert found.accepted is not None
     assert len(bench.trials) == 2
+
+
+def test_of_graphs_that_are_about_as_fast_the_one_nearest_to_float32_is_taken() -> None:
+    rough, fine = sensitivity("int8", NODES), sensitivity("static", {name: value / 9 for name, value in NODES.items()})
+    bench = MadeUp(rough, fine, limit=2.0, times={"int8": 0.5, "static": 0.52})
+    bench.spread = 0.05
+    found = run_plan(bench, bench.uniform)
+    assert found.accepted is not None
+    assert (found.accepted.name, len(bench.trials)) == ("static", 2)
+    bench.spread = 0.0
+    found = run_plan(bench, bench.uniform)
+    assert found.accepted is not None
+    assert found.accepted.name == "int8"
 
 
 def test_moves_that_were_not_needed_are_taken_back() -> None:

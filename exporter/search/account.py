@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from onnxpress.exporter.graph_modules import modules_of
 from onnxpress.exporter.search.plan import Outcome, Trial
 from onnxpress.exporter.search.splits import Splits
 from onnxpress.exporter.search.trials import Budget, Limit, TrialBench
 from onnxpress.exporter.state import State
-from onnxpress.quantize.graphs import module_of
 from onnxpress.quantize.mixed import FLOAT32
 from onnxpress.quantize.sensitivity import Sensitivity
 from onnxpress.quantize.splicing import open_part, weighted_nodes
@@ -112,11 +112,12 @@ def _sentence(bench: TrialBench, limit: Limit, splits: Splits, outcome: Outcome,
     return f"Of {len(bench.trials)} graphs tried none {asked} and is cheaper than float32{cut}: float32 is the answer."
 
 
-def sensitivity_document(base: Path, measured: Sequence[Sensitivity]) -> dict[str, Any] | None:
-    """The key `sensitivity`; null where nothing was measured."""
+def sensitivity_document(base: Path, measured: Sequence[Sensitivity], strip: str) -> dict[str, Any] | None:
+    """The key `sensitivity`; null where nothing was measured. `strip` as in `modules_of`."""
     if not measured:
         return None
-    nodes = weighted_nodes(open_part(base))
+    part = open_part(base)
+    nodes, modules = weighted_nodes(part), modules_of(part.model.graph.node, strip)
     return {
         "inputs": measured[0].inputs,
         "precisions": [
@@ -124,7 +125,10 @@ def sensitivity_document(base: Path, measured: Sequence[Sensitivity]) -> dict[st
                 "precision": found.precision,
                 "divergence": found.divergence,
                 "seconds": round(found.seconds, 1),
-                "nodes": [dataclasses.asdict(node) | {"module": module_of(nodes[node.node])} for node in found.nodes],
+                "nodes": [
+                    dataclasses.asdict(node) | {"module": modules.get(nodes[node.node].output[0])}
+                    for node in found.nodes
+                ],
             }
             for found in measured
         ],

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 from onnxpress.exporter.search.moves import Assignment, Ladder, undone
 from onnxpress.quantize.mixed import FLOAT32
 
-_CLEARLY = 0.98  # a smaller gain is within the spread of such short measurements
 _WORTH_UNDOING = 0.002  # of float32's time: less does not show
 
 
@@ -50,6 +49,8 @@ class Bench(Protocol):
 
     trials: list[Trial]
     """All so far, each once."""
+    spread: float
+    """Costs that differ by a smaller share than this count as equal: repeated measurements differ by as much."""
 
     def measure(self, assignment: Assignment, name: str | None = None) -> Trial:
         """Make a mixture and measure it, or say what was found before; the name of a new one without a name is the
@@ -101,8 +102,8 @@ def run_plan(bench: Bench, uniform: Callable[[], Mapping[str, Assignment]]) -> O
 
 def _explore(bench: Bench, uniform: Callable[[], Mapping[str, Assignment]]) -> None:
     trials = [bench.measure(assignment, name) for name, assignment in uniform().items()]
-    cheapest, best = min(trial.cost for trial in trials), _best(trials)
-    if cheapest < (1.0 if best is None else _CLEARLY * best.cost):
+    cheapest, best = min(trial.cost for trial in trials), _best(bench, trials)
+    if cheapest < (1.0 if best is None else (1 - bench.spread) * best.cost):
         _refine(bench, bench.ladder(), _raise(bench, bench.ladder()))
 
 
@@ -121,7 +122,7 @@ def _raise(bench: Bench, ladder: Ladder) -> int | None:
             found = count if trial.eligible else found
         else:
             low, step = count, 2 * step
-            best = _best(bench.trials)
+            best = _best(bench, bench.trials)
             if best is not None and trial.cost >= best.cost:  # with more moves it costs even more
                 break
     return found
@@ -142,19 +143,23 @@ def _refine(bench: Bench, ladder: Ladder, count: int | None) -> None:
             best = trial
 
 
-def _best(trials: Sequence[Trial]) -> Trial | None:
-    return min((trial for trial in trials if trial.eligible), key=lambda trial: trial.cost, default=None)
+def _best(bench: Bench, trials: Sequence[Trial]) -> Trial | None:
+    """The cheapest that is of use; of those that cost as much, the one nearest to float32."""
+    able = [trial for trial in trials if trial.eligible]
+    least = min((trial.cost for trial in able), default=0.0)
+    equal = (trial for trial in able if trial.cost * (1 - bench.spread) <= least)
+    return min(equal, key=lambda trial: (trial.divergence, trial.cost), default=None)
 
 
 def _accepted(bench: Bench, explore: bool) -> Trial | None:
     """The cheapest trial that holds on the held-out examples too. After one that does not only more precise ones are
     considered, so that chance has few tries: those that are there already, then, if `explore`, ones raised further."""
-    trial, step = _best(bench.trials), 1
+    trial, step = _best(bench, bench.trials), 1
     while trial is not None:
         if bench.accepts(trial):
             return trial
         failed = trial
-        trial = _best([known for known in bench.trials if known.divergence < failed.divergence])
+        trial = _best(bench, [known for known in bench.trials if known.divergence < failed.divergence])
         while trial is None and explore:
             assignment = bench.ladder().raised(failed.assignment, step)
             if not assignment:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onnxpress.exporter.graph_modules import WRAPPER
 from onnxpress.exporter.quiet import quiet
 from onnxpress.exporter.search.account import search_document, sensitivity_document, unsearched_document
 from onnxpress.exporter.search.plan import Outcome, Trial, run_plan
@@ -72,7 +73,7 @@ def search(state: State) -> State:
         variants=variants,
         rejected=_rejected(parts, bench, variants),
         search=search_document(state, bench, splits, limit, budget, outcome, variant),
-        sensitivity=sensitivity_document(base, bench.sensitivities),
+        sensitivity=sensitivity_document(base, bench.sensitivities, "" if state.task == "text-generation" else WRAPPER),
         cached=False,
     )
 
