@@ -177,7 +177,7 @@ def _apply(
             variants.append(VariantState(winner.variant, winner.variant, state.config.target, winner.graph))
         chosen = [_first(variant, winner.graph) if variant.name == winner.variant else variant for variant in variants]
         return winner.variant, tuple(chosen)
-    graph = _mixed_graph(state, {name: part.graph.path for name, part in parts.items()}, trial)
+    graph = _mixed_graph(state, bench.parts, trial)
     return MIXED, (*variants, VariantState(MIXED, MIXED, state.config.target, graph))
 
 

@@ -118,7 +118,8 @@ class TrialBench:
         self.verdicts: list[dict[str, Any]] = []
         """What was found on the held-out examples, in the order they were looked at."""
         self._state, self._splits, self._limit, self._budget = state, splits, limit, budget
-        self._parts = dict(parts)
+        self.parts = dict(parts)
+        """All that is mixed with, also what was made here."""
         self._base = state.fused
         self._known: dict[tuple[tuple[str, str], ...], Trial] = {}
         self._scores: dict[str, Scores] = {}
@@ -162,7 +163,7 @@ class TrialBench:
             return None
         passes = (*self._base.passes, decode(PassReport, data["report"]))
         graph = Graph(folder / "model.onnx", self._base.session, passes)
-        self._parts[name] = graph.path
+        self.parts[name] = graph.path
         return graph
 
     def measure(self, assignment: Assignment, name: str | None = None) -> Trial:
@@ -191,9 +192,9 @@ class TrialBench:
         Raises:
             OutOfTimeError: they are not known, and no time is left.
         """
-        share = _SENSITIVITY_SHARE / len(self._parts)
-        if len(self.sensitivities) < len(self._parts):
-            self.sensitivities = [self._sensitivity(precision, share) for precision in self._parts]
+        share = _SENSITIVITY_SHARE / len(self.parts)
+        if len(self.sensitivities) < len(self.parts):
+            self.sensitivities = [self._sensitivity(precision, share) for precision in self.parts]
         return self.sensitivities
 
     def accepts(self, trial: Trial) -> bool:
@@ -269,7 +270,7 @@ class TrialBench:
         return {
             "base": str(self._base.path.relative_to(root)),
             "session": dataclasses.asdict(self._base.session),
-            "parts": {name: str(self._parts[name].relative_to(root)) for name in sorted(used & set(self._parts))},
+            "parts": {name: str(self.parts[name].relative_to(root)) for name in sorted(used & set(self.parts))},
             "assignment": sorted(assignment.items()),
             "evaluation": self._splits.search.sha256,
             "machine": (describe_machine().key(), self._state.threads),
@@ -281,7 +282,7 @@ class TrialBench:
         if self._written != assignment:
             bundling.remove_variant(self._state, TRIAL)
             place.mkdir()
-            mix_precisions(self._base.path, self._parts, MixedConfig(assignment), place / "model.onnx")
+            mix_precisions(self._base.path, self.parts, MixedConfig(assignment), place / "model.onnx")
             self._written = dict(assignment)
         return Graph(place / "model.onnx", self._base.session, ())
 
@@ -307,7 +308,7 @@ class TrialBench:
 
     def finish(self) -> None:
         """Measure the sensitivity to the cheapest graph for the report, where the search did without and has time."""
-        uniform = [trial for trial in self.trials if trial.name in self._parts]
+        uniform = [trial for trial in self.trials if trial.name in self.parts]
         if not self.sensitivities and uniform:
             cheapest = min(uniform, key=lambda trial: trial.cost)
             with contextlib.suppress(OutOfTimeError, KeyboardInterrupt):
@@ -384,7 +385,7 @@ class TrialBench:
             self._budget.check()
             found = measure_sensitivity(
                 self._base.path,
-                self._parts[precision],
+                self.parts[precision],
                 precision,
                 self._samples(),
                 outputs_of(self._state),
