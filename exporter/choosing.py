@@ -7,7 +7,7 @@ import dataclasses
 from onnxpress.exporter import bundling
 from onnxpress.exporter.benchmark import baseline_name
 from onnxpress.exporter.gate import allowed_drop
-from onnxpress.exporter.search.trials import Limit
+from onnxpress.exporter.search.limits import Limit
 from onnxpress.exporter.state import State, VariantState
 from onnxpress.runtime.measuring import Measurement
 

@@ -13,10 +13,11 @@ import pytest
 import onnxpress
 from onnxpress.cli.export import _seconds
 from onnxpress.exporter.search import step
+from onnxpress.exporter.search.limits import Limit
 from onnxpress.exporter.search.moves import Ladder, make_ladder, undone
 from onnxpress.exporter.search.plan import OutOfTimeError, Trial, run_plan
 from onnxpress.exporter.search.splits import split
-from onnxpress.exporter.search.trials import Limit, TrialBench
+from onnxpress.exporter.search.trials import TrialBench
 from onnxpress.quantize.embedding_tables import EmbeddingConfig, quantize_embedding_tables
 from onnxpress.quantize.sensitivity import NodeSensitivity, Sensitivity
 from onnxpress.runtime.errors import InvalidInputError
@@ -353,9 +354,7 @@ def test_a_uniform_graph_that_wins_is_the_variant_it_is(
     assert result.manifest.default_variant == "int8"
 
 
-def test_where_size_counts_embedding_tables_get_fewer_bits_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_size_counts_embedding_tables_get_fewer_bits_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = EmbeddingConfig(smallest_bytes=0)  # those of so tiny a model would be left alone
     monkeypatch.setattr(step, "quantize_embedding_tables", partial(quantize_embedding_tables, config=small))
     result = export(train_tiny(tmp_path / "plain"), tmp_path, objective="size", max_accuracy_drop=2.0)

@@ -2,7 +2,7 @@
 for (docs/search.md).
 
 splits.py cuts the evaluation in two, moves.py orders what can be raised, plan.py decides what to try, trials.py makes
-and measures it, step.py does the whole of it for an export.
+and measures it, limits.py says what must hold, step.py does the whole of it for an export.
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from onnxpress.exporter.graph_modules import modules_of
+from onnxpress.exporter.search.limits import Budget, Limit
 from onnxpress.exporter.search.plan import Outcome, Trial
 from onnxpress.exporter.search.splits import Splits
-from onnxpress.exporter.search.trials import Budget, Limit, TrialBench
+from onnxpress.exporter.search.trials import TrialBench
 from onnxpress.exporter.state import State
 from onnxpress.quantize.mixed import FLOAT32
 from onnxpress.quantize.sensitivity import Sensitivity

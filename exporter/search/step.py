@@ -11,9 +11,10 @@ from typing import Any
 from onnxpress.exporter.graph_modules import WRAPPER
 from onnxpress.exporter.quiet import quiet
 from onnxpress.exporter.search.account import search_document, sensitivity_document, unsearched_document
+from onnxpress.exporter.search.limits import Budget, Limit
 from onnxpress.exporter.search.plan import Outcome, Trial, run_plan
 from onnxpress.exporter.search.splits import Splits, split
-from onnxpress.exporter.search.trials import Budget, Limit, TrialBench
+from onnxpress.exporter.search.trials import TrialBench
 from onnxpress.exporter.state import Graph, State, VariantState
 from onnxpress.quantize.embedding_tables import quantize_embedding_tables
 from onnxpress.quantize.graphs import PassReport
