@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         speedup = time_against_fp32(result.folder, chosen, options.threads)
     show_trials(found)
     drops = {row["name"]: row["accuracy_drop"] for row in result.report["variants"]}
-    print(f"\nchosen: {chosen}, {found['sentence']}")
+    print(f"\n{found['sentence']}")
     print(f"drop on the whole evaluation: {drops[chosen]:.2f}; export with search: {seconds:.0f} s")
     figures = {
         "benchmark": "search",
