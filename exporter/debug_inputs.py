@@ -18,7 +18,7 @@ from onnxpress.runtime.data.options import DataOptions
 from onnxpress.runtime.encoder import Encoder, FloatArray, Graph
 from onnxpress.runtime.encoder import Feeds as EncoderFeeds
 from onnxpress.runtime.errors import InvalidInputError
-from onnxpress.runtime.evaluation import TASKS, read_evaluation
+from onnxpress.runtime.evaluation import TASKS, read_evaluation_for
 from onnxpress.runtime.generation.replay import rows_of
 from onnxpress.runtime.manifest import GenerationSettings
 from onnxpress.runtime.model import load
@@ -65,8 +65,7 @@ def make_feeds(
     if texts:
         work_of(model)(list(texts))
     if evaluation:
-        labels, function = (manifest.labels.names, manifest.labels.function) if manifest.labels else ((), "softmax")
-        read = read_evaluation(list(evaluation), manifest.task, labels, function, data)
+        read = read_evaluation_for(evaluation, manifest.task, manifest.labels, data)
         TASKS[manifest.task].ask(model, read.examples)
     model.close()
     return recorder.feeds
@@ -119,11 +118,9 @@ def _token_rows(
     if not texts and not evaluation:
         return [row for case in _real_cases(bundle) for row in rows_of(case.feeds)]
     tokenizer = Tokenizer(bundle.path_of(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
-    read = (
-        read_evaluation(list(evaluation), bundle.manifest.task, options=data).texts[:MOST_EXAMPLES]
-        if evaluation
-        else []
-    )
+    read: list[str] = []
+    if evaluation:
+        read = read_evaluation_for(evaluation, bundle.manifest.task, None, data).texts[:MOST_EXAMPLES]
     most = min(_MOST_TOKENS, settings.context)
     rows = [list(encoding.ids[:most]) for encoding in tokenizer.encode([*texts, *read])]
     if not any(rows):

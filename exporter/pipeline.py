@@ -151,8 +151,6 @@ def _read_data(config: ExportConfig, task: str, source: Source) -> tuple[Evaluat
     for name in ("evaluation_columns", "evaluation_labels", "evaluation_split", "evaluation_samples"):
         if getattr(config, name) is not None and not config.evaluation:
             raise InvalidInputError(f"{name} says how evaluation data is read, but there is none; give some (--eval)")
-    if config.min_metric is not None and not config.evaluation:
-        raise InvalidInputError("min_metric needs labelled examples to measure it on; give evaluation files, too")
     if config.calibration_columns is not None and config.calibration in (None, (), SYNTHETIC):
         raise InvalidInputError("calibration_columns says how files are read, but calibration names none")
     if config.min_metric is not None and not config.evaluation:

@@ -6,7 +6,6 @@ Does not look for the model itself: that is source.py. docs/recipes.md says how 
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import importlib.util
 import tomllib
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 from onnxpress.exporter.config import ExportConfig, Thresholds
 from onnxpress.runtime.decoding import decode
 from onnxpress.runtime.errors import InvalidInputError, UnsupportedModelError
+from onnxpress.runtime.paths import models_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Recipe:
             variants = self.export.variants
         evaluation = config.evaluation
         if evaluation is None and self.export.evaluation is not None:
-            evaluation = tuple(recipes_folder() / name for name in self.export.evaluation)
+            evaluation = tuple(models_folder() / name for name in self.export.evaluation)
         drop = config.max_accuracy_drop if config.max_accuracy_drop is not None else self.export.max_accuracy_drop
         return dataclasses.replace(
             config,
@@ -114,14 +114,9 @@ class Recipe:
         )
 
 
-def recipes_folder() -> Path:
-    """The folder of recipes, as installed."""
-    return Path(str(importlib.resources.files("onnxpress.models")))
-
-
 def recipe_names() -> list[str]:
     """Names of all recipes."""
-    return sorted(path.stem for path in recipes_folder().glob("*.toml"))
+    return sorted(path.stem for path in models_folder().glob("*.toml"))
 
 
 def read_recipe(name: str) -> Recipe | None:
@@ -132,7 +127,7 @@ def read_recipe(name: str) -> Recipe | None:
     """
     if name not in recipe_names():
         return None
-    path = recipes_folder() / f"{name}.toml"
+    path = models_folder() / f"{name}.toml"
     try:
         return decode(Recipe, tomllib.loads(path.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, ValueError) as error:

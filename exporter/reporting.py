@@ -55,7 +55,7 @@ def build_report(state: State) -> dict[str, Any]:
         "machine": dataclasses.asdict(describe_machine()) | {"threads": state.threads},
         "hardware": _hardware(state),
         "versions": versions(),
-        "evaluation": _evaluation(state),
+        "evaluation": state.evaluation and state.evaluation.facts(),
         "calibration": _calibration(state),
         "measurement": state.workload_facts,
         "baseline": _baseline(state),
@@ -89,19 +89,6 @@ def _head(settings: TaskSettings) -> dict[str, Any]:
         "pooling": embedding and ", ".join(embedding.modules),
         "normalized": embedding and embedding.normalized,
         "labels": labels and list(labels.names),
-    }
-
-
-def _evaluation(state: State) -> dict[str, Any] | None:
-    if state.evaluation is None:
-        return None
-    return {
-        "metric": state.evaluation.metric,
-        "label": state.evaluation.label,
-        "files": list(state.evaluation.files),
-        "sha256": state.evaluation.sha256,
-        "samples": len(state.evaluation.examples),
-        "rows": state.evaluation.rows,
     }
 
 

@@ -29,9 +29,15 @@ _TOKENS_AT_ONCE = 1024
 
 
 def products_by_activation(
-    model: onnx.ModelProto, operators: Sequence[str] = ("MatMul", "Gemm")
+    model: onnx.ModelProto, operators: Sequence[str] = ("MatMul", "Gemm"), exclude: Sequence[str] = ()
 ) -> dict[str, list[onnx.NodeProto]]:
-    """Products x W, of a Gemm also x W^T + b, with a constant float32 weight of two dimensions, by the name of x."""
+    """Products x W, of a Gemm also x W^T + b, with a constant float32 weight of two dimensions, by the name of x.
+
+    Args:
+        model: a float32 graph.
+        operators: what counts as a product.
+        exclude: names of products, or of their outputs, to leave out.
+    """
     weights = {
         tensor.name
         for tensor in model.graph.initializer
@@ -39,6 +45,8 @@ def products_by_activation(
     }
     found: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
+        if {node.name, *node.output}.intersection(exclude):
+            continue
         if node.op_type in operators and node.input[1] in weights and node.input[0] not in weights and _is_plain(node):
             found.setdefault(node.input[0], []).append(node)
     return found

@@ -75,12 +75,11 @@ def quantize_embedding_tables(source: Path, target: Path, config: EmbeddingConfi
     nodes.save(target)
     after = count_ops(model)
     sizes = ", ".join(f"{table.outputs:,} x {table.inputs}" for table in tables)
-    return PassReport(
+    return PassReport.between(
+        before,
+        after,
         name=f"quantize embedding tables to int{config.bits}",
         summary=f"{len(tables)} tables in {config.bits} bits ({sizes}), {saved / 1e6:.1f} MB smaller",
-        nodes_before=sum(before.values()),
-        nodes_after=sum(after.values()),
-        counts={name: after[name] - before.get(name, 0) for name in sorted(after) if after[name] > before.get(name, 0)},
         float32_nodes=tuple(f"{name} ({reason})" for name, reason in left.items()),
     )
 

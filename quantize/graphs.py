@@ -34,6 +34,19 @@ class PassReport:
     float32_nodes: tuple[str, ...] = ()
     """Nodes an FP16 pass left in float32, and why, as text."""
 
+    @classmethod
+    def between(
+        cls,
+        before: Counter[str],
+        after: Counter[str],
+        name: str,
+        summary: str,
+        float32_nodes: tuple[str, ...] = (),
+    ) -> PassReport:
+        """The report of a pass by the operators before and after it (`count_ops`), as far as there are more of them."""
+        counts = {op: after[op] - before[op] for op in sorted(after) if after[op] > before[op]}
+        return cls(name, summary, before.total(), after.total(), counts, float32_nodes)
+
 
 def load_graph(path: Path) -> onnx.ModelProto:
     """Read an ONNX file with all of its weights in memory."""

@@ -75,13 +75,12 @@ def quantize_int8_dynamic(
     if not products:
         raise UnsupportedModelError("it has no matrix product with a constant weight")
     save_graph(quantized, target)
-    return PassReport(
+    return PassReport.between(
+        before,
+        after,
         name="quantize to int8",
         summary=f"{products} matrix products in int8: {config.label}"
         + (f" ({tamed.smoothed} activations smoothed, {tamed.split} split)" if config.outliers else ""),
-        nodes_before=sum(before.values()),
-        nodes_after=sum(after.values()),
-        counts={name: after[name] - before.get(name, 0) for name in sorted(after) if after[name] > before.get(name, 0)},
     )
 
 

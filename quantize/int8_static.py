@@ -132,11 +132,7 @@ def quantize_int8_static(source: Path, target: Path, config: Int8StaticConfig, f
     _check(model, config)
     before = count_ops(model)
     moved = migrate_scales(model, feeds, config.migration, config.exclude) if config.migration else 0
-    products = {
-        activation: [node for node in nodes if not {node.name, node.output[0]}.intersection(config.exclude)]
-        for activation, nodes in products_by_activation(model).items()
-    }
-    products = {activation: nodes for activation, nodes in products.items() if nodes}
+    products = products_by_activation(model, exclude=config.exclude)
     if not products:
         raise UnsupportedModelError("it has no matrix product with a constant weight")
     ranges = find_ranges(model, list(products), feeds, config.method, config.percentile, config.symmetric)
@@ -144,13 +140,12 @@ def quantize_int8_static(source: Path, target: Path, config: Int8StaticConfig, f
     save_graph(quantized, target)
     after = count_ops(quantized)
     count = sum(map(len, products.values()))
-    return PassReport(
+    return PassReport.between(
+        before,
+        after,
         name="quantize to static int8",
         summary=f"{count} matrix products in int8: {config.label}"
         + (f" ({moved} activations scaled)" if config.migration else ""),
-        nodes_before=sum(before.values()),
-        nodes_after=sum(after.values()),
-        counts={name: after[name] - before.get(name, 0) for name in sorted(after) if after[name] > before.get(name, 0)},
         float32_nodes=tuple(f"{name} (excluded)" for name in config.exclude),
     )
 

@@ -57,11 +57,7 @@ def migrate_scales(
         InvalidInputError: no real token is in the inputs.
         UnsupportedModelError: an activation is not a finite number.
     """
-    products = {
-        activation: [node for node in nodes if not {node.name, node.output[0]}.intersection(exclude)]
-        for activation, nodes in products_by_activation(model).items()
-    }
-    products = {activation: nodes for activation, nodes in products.items() if nodes}
+    products = products_by_activation(model, exclude=exclude)
     if not products:
         return 0
     peaks = channel_peaks(model, list(products), feeds)

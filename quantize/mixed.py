@@ -64,12 +64,11 @@ def mix_precisions(base: Path, parts: Mapping[str, Path], config: MixedConfig, t
     assembly.set_nodes(nodes.values())
     before, after = count_ops(splicer.base.model), count_ops(assembly.model)
     assembly.save(target)
-    return PassReport(
+    return PassReport.between(
+        before,
+        after,
         name="mix precisions",
         summary=_summary(counts, len(splicer.nodes)),
-        nodes_before=before.total(),
-        nodes_after=after.total(),
-        counts={name: after[name] - before[name] for name in sorted(after) if after[name] > before[name]},
         float32_nodes=tuple(name for name in splicer.nodes if config.assignment.get(name, FLOAT32) == FLOAT32),
     )
 

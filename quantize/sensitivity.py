@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto
 
+from onnxpress.quantize.activations import is_transposed
 from onnxpress.quantize.mixed import ERRORS, SIZES, SQUARES, SWITCHES, write_comparing, write_switchable
 from onnxpress.quantize.splicing import Part, Splicer, open_part, weights_of
 from onnxpress.runtime.manifest import SessionSettings
@@ -274,7 +275,7 @@ def _products(base: Part, node: NodeProto, weights: Sequence[str]) -> float:
     if node.op_type == "MoE":  # each token goes through k of the experts; the result has as many channels as the input
         chosen = next((attribute.i for attribute in node.attribute if attribute.name == "k"), 1)
         return float(sum(chosen * size[1] * size[2] for size in dims) / dims[-1][1])
-    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    transposed = is_transposed(node)
     producer = base.producers.get(node.input[1])
     if producer is not None and producer.op_type == "Transpose":
         transposed = not transposed

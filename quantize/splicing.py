@@ -20,7 +20,7 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
-from onnxpress.quantize.graphs import save_graph
+from onnxpress.quantize.graphs import replace_messages, save_graph
 from onnxpress.runtime.errors import UnsupportedModelError
 
 FP16 = "fp16"
@@ -304,8 +304,7 @@ class Assembly:
             if node.name in taken:
                 node.name = f"{node.name}.{node.output[0]}"
             taken.add(node.name)
-        del self.model.graph.node[:]
-        self.model.graph.node.extend(copies)
+        replace_messages(self.model.graph.node, copies)
 
     def save(self, target: Path) -> None:
         """Write the graph with the weights that its nodes read; what lay at one place of a file still does."""
@@ -313,10 +312,7 @@ class Assembly:
         wanted = {name for node in graph.node for name in reads(node)} | {value.name for value in graph.output}
         written = {name for node in graph.node for name in node.output}
         # value_info of other values, and of weights, would contradict what is there now; onnxruntime trusts it.
-        infos = [info for info in graph.value_info if info.name in written]
-        infos = [onnx.ValueInfoProto.FromString(info.SerializeToString()) for info in infos]
-        del graph.value_info[:]
-        graph.value_info.extend(infos)
+        replace_messages(graph.value_info, [info for info in graph.value_info if info.name in written])
         first: dict[tuple[str, int, int], str] = {}
         views: dict[str, tuple[str, TensorProto]] = {}
         for name, (part, original) in self._sources(wanted).items():

@@ -139,12 +139,11 @@ def quantize_weights(
         _replace_experts(node, nodes, config, found)
     nodes.save(target)
     after = count_ops(model)
-    return PassReport(
+    return PassReport.between(
+        before,
+        after,
         name=f"quantize weights to int{config.bits}",
         summary=_summary(after, weights, config, calibration is not None),
-        nodes_before=sum(before.values()),
-        nodes_after=sum(after.values()),
-        counts={name: after[name] - before.get(name, 0) for name in sorted(after) if after[name] > before.get(name, 0)},
         float32_nodes=tuple(f"{name} ({reason})" for name, reason in found.left.items()),
     )
 

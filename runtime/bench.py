@@ -22,7 +22,6 @@ from onnxpress.runtime.manifest import Variant
 from onnxpress.runtime.paths import user_cache, write_atomically
 
 if TYPE_CHECKING:
-    from onnxpress.runtime.data.options import DataOptions
     from onnxpress.runtime.evaluation import Evaluation
 
 SCHEMA_VERSION = 1
@@ -116,24 +115,6 @@ def choose_variants(bundle: Bundle, names: Sequence[str]) -> tuple[list[Variant]
     return [variant for variant in wanted if variant.name not in reasons], reasons
 
 
-def read_evaluation_for(bundle: Bundle, paths: Sequence[Path], options: DataOptions) -> Evaluation:
-    """Labelled examples for a bundle's task.
-
-    Args:
-        bundle: an opened bundle.
-        paths: as of `read_evaluation`.
-        options: which columns, labels, split and how many examples.
-
-    Raises:
-        InvalidInputError: a file cannot be used, or does not fit the bundle's labels.
-    """
-    from onnxpress.runtime.evaluation import read_evaluation
-
-    labels = bundle.manifest.labels
-    names, function = ((), "softmax") if labels is None else (labels.names, labels.function)
-    return read_evaluation(paths, bundle.manifest.task, names, function, options)
-
-
 def measure_bundle(
     bundle: Bundle,
     variants: Sequence[Variant],
@@ -207,12 +188,6 @@ def keep(bundle: Bundle, measured: Sequence[Figures]) -> Bench:
     return Bench(kept)
 
 
-def best_rate(throughput: Sequence[Mapping[str, Any]]) -> float | None:
-    """Texts a second, of decoders new tokens a second, at the batch size that suits best; None without figures."""
-    rates = [row.get("texts_per_second", row.get("tokens_per_second")) for row in throughput]
-    return max((float(rate) for rate in rates if rate is not None), default=None)
-
-
 def advice(bundle: Bundle, bench: Bench) -> str | None:
     """A sentence where another variant than the bundle's default is clearly faster here, by what the default was chosen
     by, and holds the accuracy; None where there is none, or the default was not measured."""
@@ -242,6 +217,8 @@ def advice(bundle: Bundle, bench: Bench) -> str | None:
 def _speed(figures: Figures, objective: str) -> float:
     """More is better: calls a second of one short text, or the best rate; of a decoder, new tokens a second of one
     request alone, or of as many as suits it."""
+    from onnxpress.runtime.measuring import best_rate
+
     alone = min(figures.throughput, key=lambda row: float(row["batch"]))
     if objective == "latency" and "tokens_per_second" in alone:
         return float(alone["tokens_per_second"])
@@ -252,11 +229,11 @@ def _speed(figures: Figures, objective: str) -> float:
 
 def _loses(before: Accuracy | None, after: Accuracy | None, allowed: object) -> bool:
     """Whether a variant was found here to be worse than another by more than was allowed when the bundle was made."""
+    from onnxpress.runtime.evaluation.base import loss_of
+
     if before is None or after is None or before.sha256 != after.sha256 or not isinstance(allowed, int | float):
         return False
-    if "perplexity" in before.metrics:
-        return 100.0 * (after.primary / before.primary - 1.0) > allowed
-    return before.primary - after.primary > allowed
+    return loss_of(next(iter(before.metrics)), before.primary, after.primary) > allowed
 
 
 def bundle_figures(bundle: Bundle) -> dict[str, dict[str, Any]]:

@@ -219,3 +219,9 @@ def latency_row(tokens: int, seconds: Sequence[float]) -> dict[str, Any]:
         "p95_ms": percentile(0.95),
         "p99_ms": percentile(0.99) if len(ordered) >= P99_SAMPLES else None,
     }
+
+
+def best_rate(throughput: Sequence[Mapping[str, Any]]) -> float | None:
+    """Texts a second, of decoders new tokens a second, at the batch size that suits best; None without figures."""
+    rates = [row.get("texts_per_second", row.get("tokens_per_second")) for row in throughput]
+    return max((float(rate) for rate in rates if rate is not None), default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import os
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +17,11 @@ def user_cache() -> Path:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "onnxpress"
+
+
+def models_folder() -> Path:
+    """The recipes and the texts that onnxpress brings along, as installed."""
+    return Path(str(importlib.resources.files("onnxpress.models")))
 
 
 def sha256_of(path: Path) -> str:

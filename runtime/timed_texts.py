@@ -5,11 +5,9 @@ decoders. The same everywhere, so that figures of two machines can be compared. 
 from __future__ import annotations
 
 import bisect
-import importlib.resources
 import itertools
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from onnxpress.runtime.evaluation import read_evaluation
@@ -17,6 +15,7 @@ from onnxpress.runtime.generation.rows import LEAST_SHARED
 from onnxpress.runtime.generation.timing import POOL, WritingWorkload
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.measuring import Timed, Workload
+from onnxpress.runtime.paths import models_folder
 from onnxpress.runtime.tokenizer import Tokenizer
 
 _LENGTHS = (16, 64, 256)
@@ -64,8 +63,7 @@ def _writing(tokenizer: Tokenizer, settings: TaskSettings) -> tuple[Timed, dict[
 
 def own_texts() -> list[str]:
     """The sentences this project ships."""
-    folder = Path(str(importlib.resources.files("onnxpress.models")))
-    return read_evaluation([folder / "sentence_pairs.tsv"], "feature-extraction").texts
+    return read_evaluation([models_folder() / "sentence_pairs.tsv"], "feature-extraction").texts
 
 
 def prompts_of(tokenizer: Tokenizer, lengths: Sequence[int]) -> list[list[str]]:

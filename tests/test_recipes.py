@@ -17,16 +17,17 @@ import onnxpress
 from onnxpress.exporter import ExportConfig, source
 from onnxpress.exporter import recipe as recipe_module
 from onnxpress.exporter.hub import Fetched
-from onnxpress.exporter.recipe import Recipe, read_recipe, recipe_names, recipes_folder
+from onnxpress.exporter.recipe import Recipe, read_recipe, recipe_names
 from onnxpress.runtime.errors import InvalidInputError, UnsupportedModelError
 from onnxpress.runtime.evaluation import read_evaluation
+from onnxpress.runtime.paths import models_folder
 from onnxpress.runtime.tasks import TASKS
 from tests.recipe_models import make_recipe_model
 from tools.make_recipe_docs import DOCUMENT, render
 
 ROOT = Path(__file__).parent.parent
 NAMES = recipe_names()
-DATA = sorted(path.name for path in recipes_folder().iterdir() if path.suffix in (".tsv", ".jsonl", ".conll"))
+DATA = sorted(path.name for path in models_folder().iterdir() if path.suffix in (".tsv", ".jsonl", ".conll"))
 
 
 def get(name: str) -> Recipe:
@@ -37,12 +38,12 @@ def get(name: str) -> Recipe:
 
 def rows(name: str) -> list[list[str]]:
     """A TSV file without its header."""
-    return [line.split("\t") for line in (recipes_folder() / name).read_text(encoding="utf-8").splitlines()[1:]]
+    return [line.split("\t") for line in (models_folder() / name).read_text(encoding="utf-8").splitlines()[1:]]
 
 
 def objects(name: str) -> list[dict[str, Any]]:
     """The lines of a JSONL file."""
-    return [json.loads(line) for line in (recipes_folder() / name).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (models_folder() / name).read_text(encoding="utf-8").splitlines()]
 
 
 # --- the recipes ---
@@ -81,7 +82,7 @@ def test_what_the_command_leaves_open_comes_from_the_recipe() -> None:
     config = recipe.apply(ExportConfig())
     assert config.task == "text-classification"
     assert config.variants == ("fp32", "fp16", "int8")
-    assert config.evaluation == (recipes_folder() / "sentiment.tsv",)
+    assert config.evaluation == (models_folder() / "sentiment.tsv",)
     assert config.max_accuracy_drop == 2.0
 
 
@@ -126,7 +127,7 @@ def test_a_model_that_is_another_one_is_refused(changed: dict[str, object], part
 )
 def test_a_broken_recipe_is_named(text: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.toml").write_text(text)
-    monkeypatch.setattr(recipe_module, "recipes_folder", lambda: tmp_path)
+    monkeypatch.setattr(recipe_module, "models_folder", lambda: tmp_path)
     with pytest.raises(InvalidInputError, match=f"x.toml is broken: .*{part}"):
         read_recipe("x")
 
@@ -138,7 +139,7 @@ def test_a_broken_recipe_is_named(text: str, part: str, tmp_path: Path, monkeypa
 def test_the_evaluation_of_a_recipe_can_be_read(name: str) -> None:
     recipe = get(name)
     for file in recipe.export.evaluation or ():
-        evaluation = read_evaluation([recipes_folder() / file], recipe.task, recipe.labels or ())
+        evaluation = read_evaluation([models_folder() / file], recipe.task, recipe.labels or ())
         assert len(evaluation.examples) >= 40
 
 
@@ -146,7 +147,7 @@ def test_one_wrong_answer_is_not_too_many() -> None:
     for name in NAMES:
         recipe = get(name)
         if recipe.task not in ("feature-extraction", "token-classification", "text-ranking"):
-            paths = [recipes_folder() / file for file in recipe.export.evaluation or ()]
+            paths = [models_folder() / file for file in recipe.export.evaluation or ()]
             examples = read_evaluation(paths, recipe.task, recipe.labels or ()).examples
             assert (recipe.export.max_accuracy_drop or 0) > 100 / len(examples), name
 
@@ -161,7 +162,7 @@ def test_every_file_is_used_and_installed() -> None:
 
 @pytest.mark.parametrize("name", [name for name in DATA if name.endswith(".tsv")])
 def test_tables_are_clean(name: str) -> None:
-    header = (recipes_folder() / name).read_text(encoding="utf-8").splitlines()[0].split("\t")
+    header = (models_folder() / name).read_text(encoding="utf-8").splitlines()[0].split("\t")
     found = rows(name)
     assert {len(row) for row in found} == {len(header)}
     assert all(cell and cell == cell.strip() for row in found for cell in row)
@@ -184,7 +185,7 @@ def test_scores_of_pairs_cover_the_scale(name: str) -> None:
 
 
 def test_tags_of_entities_are_well_formed() -> None:
-    sentences = (recipes_folder() / "entities.conll").read_text(encoding="utf-8").split("\n\n")
+    sentences = (models_folder() / "entities.conll").read_text(encoding="utf-8").split("\n\n")
     begun: collections.Counter[str] = collections.Counter()
     for sentence in sentences:
         before = "O"

@@ -17,7 +17,7 @@ from onnxpress.runtime.data.options import DataOptions
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation import TASKS, Evaluation, paired_interval
 from onnxpress.runtime.machine import describe_machine, usable_cores, versions
-from onnxpress.runtime.measuring import FULL, QUICK, Measurement, measure
+from onnxpress.runtime.measuring import FULL, QUICK, Measurement, best_rate, measure
 from onnxpress.runtime.timed_texts import make_workload
 
 SCHEMA_VERSION = 1
@@ -91,24 +91,13 @@ def compare(sides: Sequence[Side], options: Options, progress: Progress = lambda
         "task": base.task,
         "machine": dataclasses.asdict(describe_machine()) | {"threads": threads},
         "versions": versions(),
-        "evaluation": _facts(evaluation) if labelled else None,
+        "evaluation": evaluation.facts() if labelled else None,
         "compared": len(said[0].written or evaluation.examples),
         "divergence_is": DIVERGENCE[base.task],
         "measurement": facts,
         "sides": rows,
         "rules": [dataclasses.asdict(outcome) for outcome in outcomes],
         "passed": all(outcome.passed for outcome in outcomes),
-    }
-
-
-def _facts(evaluation: Evaluation) -> dict[str, Any]:
-    return {
-        "metric": evaluation.metric,
-        "label": evaluation.label,
-        "files": list(evaluation.files),
-        "sha256": evaluation.sha256,
-        "samples": len(evaluation.examples),
-        "rows": evaluation.rows,
     }
 
 
@@ -224,8 +213,7 @@ def latency_ms(row: Mapping[str, Any]) -> float | None:
 
 def throughput(row: Mapping[str, Any]) -> float | None:
     """Texts, or new tokens, a second at the batch size that suits it best."""
-    rates = [entry.get("texts_per_second", entry.get("tokens_per_second")) for entry in row["throughput"]]
-    return max(rates, default=None)
+    return best_rate(row["throughput"])
 
 
 COSTS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from onnxpress.runtime.comparing.sides import Side
 from onnxpress.runtime.data.options import DataOptions
-from onnxpress.runtime.evaluation import Evaluation, read_evaluation
+from onnxpress.runtime.evaluation import Evaluation, read_evaluation, read_evaluation_for
 from onnxpress.runtime.evaluation.text_classification import LabelledText
 from onnxpress.runtime.evaluation.text_generation import Passage
+from onnxpress.runtime.paths import models_folder
 from onnxpress.runtime.timed_texts import own_texts
 
 NEW_TOKENS = 32
@@ -38,17 +38,14 @@ def read_examples(paths: Sequence[Path], side: Side, options: DataOptions) -> Ev
     Raises:
         InvalidInputError: a file cannot be used.
     """
-    if side.labels is None:
-        return read_evaluation(paths, side.task, options=options)
-    return read_evaluation(paths, side.task, side.labels.names, side.labels.function, options)
+    return read_evaluation_for(paths, side.task, side.labels, options)
 
 
 def own_examples(side: Side) -> Evaluation:
     """This project's own texts in the form of a task's examples. What is right of them is not known."""
     if side.task == "text-generation":
         return _unlabelled(side.task, [Passage("\n".join(own_texts()))])
-    folder = Path(str(importlib.resources.files("onnxpress.models")))
-    examples: Sequence[Any] = read_evaluation([folder / _FILES[side.task]], side.task).examples
+    examples: Sequence[Any] = read_evaluation([models_folder() / _FILES[side.task]], side.task).examples
     if side.labels is not None and isinstance(examples[0], LabelledText):
         # The kind of the label says what is read out of a model's answer: one label, several, or a number.
         several = len(side.labels.names) > 1 and side.labels.function == "sigmoid"

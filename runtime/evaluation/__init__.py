@@ -30,6 +30,7 @@ from onnxpress.runtime.evaluation import (
 from onnxpress.runtime.evaluation.base import Evaluation, Example, Scores
 from onnxpress.runtime.evaluation.evidence import Evidence
 from onnxpress.runtime.evaluation.intervals import Interval, paired_interval
+from onnxpress.runtime.manifest import LabelSettings
 
 __all__ = [
     "TASKS",
@@ -41,6 +42,7 @@ __all__ = [
     "evaluate",
     "paired_interval",
     "read_evaluation",
+    "read_evaluation_for",
 ]
 
 
@@ -109,6 +111,15 @@ def read_evaluation(
     metric, label = TASKS[task].figure(drawn.items)
     files = tuple(displayed(path, source) for path, source in zip(paths, sources, strict=True))
     return Evaluation(task, drawn.items, files, _digest(sources, options), metric, label, drawn.total)
+
+
+def read_evaluation_for(
+    paths: Sequence[Path], task: str, labels: LabelSettings | None, options: DataOptions = DataOptions()
+) -> Evaluation:
+    """The same for a model whose labels are known from its manifest; None: it has none."""
+    if labels is None:
+        return read_evaluation(paths, task, options=options)
+    return read_evaluation(paths, task, labels.names, labels.function, options)
 
 
 def _digest(sources: Sequence[Source], options: DataOptions) -> str:

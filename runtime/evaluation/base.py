@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,19 @@ class Example(Protocol):
         """The same as the model reads them: each a text, or a pair of texts that it reads together."""
 
 
+def change_of(metric: str, before: Figure, after: Figure) -> Figure:
+    """By how much a model's figure is above another's, in points; of perplexity, in percent."""
+    if metric == "perplexity":
+        return 100.0 * (after / before - 1.0)
+    return after - before
+
+
+def loss_of(metric: str, before: float, after: float) -> float:
+    """What a model has lost against another: its change, or minus that where more is better."""
+    change = change_of(metric, before, after)
+    return change if metric == "perplexity" else -change
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """Examples of one task, read and ready, and what their figure is called in a report."""
@@ -48,15 +61,23 @@ class Evaluation:
     """How many examples the files have: more than are here where a sample was drawn. 0: not counted."""
 
     def change(self, before: Figure, after: Figure) -> Figure:
-        """By how much a model's primary figure is above another's, in points; of perplexity, in percent."""
-        if self.metric == "perplexity":
-            return 100.0 * (after / before - 1.0)
-        return after - before
+        """As `change_of`, of the primary figure."""
+        return change_of(self.metric, before, after)
 
     def loss(self, before: float, after: float) -> float:
-        """What a model has lost against another: its `change`, or minus that where more is better."""
-        change = self.change(before, after)
-        return change if self.metric == "perplexity" else -change
+        """As `loss_of`, of the primary figure."""
+        return loss_of(self.metric, before, after)
+
+    def facts(self) -> dict[str, Any]:
+        """What reports say of it, as JSON data."""
+        return {
+            "metric": self.metric,
+            "label": self.label,
+            "files": list(self.files),
+            "sha256": self.sha256,
+            "samples": len(self.examples),
+            "rows": self.rows,
+        }
 
     def subset(self, indices: Sequence[int]) -> Evaluation:
         """Some of the examples, in the order of `indices`, under a hash of their own."""

@@ -31,8 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, keep, and show beside the bundle's own figures."""
     from onnxpress.cli.figures import bundle_threads, comparison, table
-    from onnxpress.runtime.bench import advice, choose_variants, keep, measure_bundle, read_bench, read_evaluation_for
+    from onnxpress.runtime.bench import advice, choose_variants, keep, measure_bundle, read_bench
     from onnxpress.runtime.bundle import open_bundle
+    from onnxpress.runtime.evaluation import read_evaluation_for
     from onnxpress.runtime.machine import describe_machine, onnxruntime_version
     from onnxpress.runtime.origin import differences
 
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if (problem := read_bench(bundle).problem) is not None:
         print(f"onnxpress: {problem}", file=sys.stderr)
     paths, options = [Path(name) for name in arguments.eval or ()], evaluation_options(arguments)
-    evaluation = read_evaluation_for(bundle, paths, options) if paths else None
+    evaluation = read_evaluation_for(paths, bundle.manifest.task, bundle.manifest.labels, options) if paths else None
     with _progress(arguments.quiet) as progress:
         measured = measure_bundle(bundle, variants, arguments.measure, arguments.threads, evaluation, progress)
     kept = keep(bundle, measured)

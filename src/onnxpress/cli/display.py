@@ -18,6 +18,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from onnxpress.runtime.measuring import best_rate
+
 if TYPE_CHECKING:
     from onnxpress.exporter.page.values import Metric
 
@@ -185,7 +187,7 @@ def _columns(report: Mapping[str, Any]) -> list[_Column]:
 
 _READING_COLUMNS = (
     _Column("ms", lambda row: _number(row["latency"][0]["p50_ms"] if row["latency"] else None, ".2f")),
-    _Column("texts/s", lambda row: _number(_best_rate(row), ",.0f")),
+    _Column("texts/s", lambda row: _number(best_rate(row["throughput"]), ",.0f")),
 )
 
 
@@ -215,10 +217,6 @@ def _rate(row: Mapping[str, Any], batch: int) -> str:
 
 def _metric(row: Mapping[str, Any], metric: Metric) -> str:
     return _number(row["accuracy"] if metric.primary else row["metrics"].get(metric.key), ".2f")
-
-
-def _best_rate(row: Mapping[str, Any]) -> float | None:
-    return max((entry["texts_per_second"] for entry in row["throughput"]), default=None)
 
 
 def _status(row: Mapping[str, Any]) -> str:

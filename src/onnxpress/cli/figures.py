@@ -47,7 +47,8 @@ def log_on_stderr() -> Iterator[None]:
 
 def comparison(bundle: Bundle, figures: Sequence[Figures]) -> list[dict[str, Any]]:
     """A row for each variant: what was measured here, what the bundle says, and how many times as fast it is here."""
-    from onnxpress.runtime.bench import best_rate, bundle_figures
+    from onnxpress.runtime.bench import bundle_figures
+    from onnxpress.runtime.measuring import best_rate
 
     there = bundle_figures(bundle)
     rows = []
