@@ -30,7 +30,8 @@ from onnxpress.runtime.generation.stopping import AnswerText, Ending, StopTracke
 from onnxpress.runtime.generation.streaming import Detokenizer
 from onnxpress.runtime.generation.streams import AsyncStream, MakeRequest, Stream
 from onnxpress.runtime.manifest import TaskSettings
-from onnxpress.runtime.providers import CPU
+from onnxpress.runtime.providers import CPU, Placement, Provider
+from onnxpress.runtime.providers.placement import placement_of
 from onnxpress.runtime.session import make_session
 from onnxpress.runtime.tokenizer import Tokenizer
 
@@ -87,7 +88,7 @@ class Generator:
         cls,
         bundle: Bundle,
         variant: Variant,
-        providers: Sequence[str],
+        providers: Sequence[Provider],
         threads: int,
         *,
         cache_bytes: int | None = None,
@@ -98,7 +99,7 @@ class Generator:
         Args:
             bundle: for text-generation.
             variant: of the bundle.
-            providers: onnxruntime's names, most wanted first.
+            providers: most wanted first.
             threads: CPU threads to use.
             cache_bytes: what keys and values of all requests may take; None for half of the memory that is free now.
             most_rows: requests that run at once.
@@ -107,15 +108,15 @@ class Generator:
             InvalidBundleError: the graph is not what the manifest says.
             ProviderError: the provider is not the CPU.
         """
-        if providers[0] != CPU:
-            raise ProviderError(f"text generation keeps its cache in the CPU's memory; use {CPU}, not {providers[0]}")
+        if (name := providers[0].name) != CPU:
+            raise ProviderError(f"text generation keeps its cache in the CPU's memory; use {CPU}, not {name}")
         settings = bundle.manifest.settings
         assert settings.generation is not None
         session = make_session(bundle.model_path(variant), variant.session, threads=threads, providers=providers)
         layout = layout_of(session, settings.generation)
         cache = KeyValueCache(layout, settings.generation.context, cache_bytes, most_rows)
         tokenizer = Tokenizer(bundle.path_of(settings.tokenizer.file), settings.tokenizer)
-        served = Served(bundle, variant, tuple(providers), threads)
+        served = Served(bundle, variant, tuple(provider.name for provider in providers), threads)
         return cls(Engine(Decoder(session, cache)), tokenizer, settings, served)
 
     @overload
@@ -259,6 +260,10 @@ class Generator:
     def threads(self) -> int:
         """CPU threads in use."""
         return self._served.threads
+
+    def placement(self) -> Placement:
+        """Which provider each node of the graph runs on, by onnxruntime's own record (docs/placement.md)."""
+        return placement_of(self.engine.decoder.session, self.variant.name)
 
     @property
     def _served(self) -> Served:
