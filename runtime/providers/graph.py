@@ -16,6 +16,7 @@ class ServedGraph:
     """A variant, as providers see it."""
 
     variant: str
+    """Its name; empty: any variant for the target."""
     target: str
     """cpu, cuda or tensorrt: what it was made and verified for."""
     precision: str

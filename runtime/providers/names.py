@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from onnxpress._onnxruntime import MINIMUM_ONNXRUNTIME
+
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
@@ -25,15 +27,17 @@ first builds an engine for minutes; neither are those that bring other kernels f
 
 _SUFFIX = "ExecutionProvider"
 _OTHER_SHORT_NAMES = {"directml": "DmlExecutionProvider"}
-_NVIDIA_WHEEL = "pip uninstall onnxruntime, then pip install 'onnxpress[gpu]', installs one that has it"
-_WHEELS = {
-    "MIGraphXExecutionProvider": "onnxruntime-migraphx",
-    "OpenVINOExecutionProvider": "onnxruntime-openvino",
-    "DmlExecutionProvider": "onnxruntime-directml",
-    "CANNExecutionProvider": "onnxruntime-cann",
-    "WebGpuExecutionProvider": "onnxruntime-webgpu",
+_LEAST = ">=" + ".".join(map(str, MINIMUM_ONNXRUNTIME))
+_PACKAGES = {
+    CUDA: "onnxpress[gpu]",
+    TENSORRT: "onnxpress[gpu]",
+    "MIGraphXExecutionProvider": f"onnxruntime-migraphx{_LEAST}",
+    "OpenVINOExecutionProvider": f"onnxruntime-openvino{_LEAST}",
+    "DmlExecutionProvider": f"onnxruntime-directml{_LEAST}",
+    "CANNExecutionProvider": f"onnxruntime-cann{_LEAST}",
+    "WebGpuExecutionProvider": f"onnxruntime-webgpu{_LEAST}",
 }
-"""Packages that hold the whole of onnxruntime with the provider in it, not add-ons for another one."""
+"""Packages that bring the whole of onnxruntime with the provider in it, not add-ons for another one."""
 
 
 def full_name(name: str, known: tuple[str, ...] = ()) -> str:
@@ -52,10 +56,13 @@ def short_name(name: str) -> str:
     return name.removesuffix(_SUFFIX).lower()
 
 
+def package_of(name: str) -> str | None:
+    """What to install for an onnxruntime that has a provider; None where no package of the index is known to."""
+    return _PACKAGES.get(name)
+
+
 def how_to_install(name: str) -> str | None:
-    """What installs an onnxruntime that has a provider; None where no package of the index is known to."""
-    if name in (CUDA, TENSORRT):
-        return _NVIDIA_WHEEL
-    if (wheel := _WHEELS.get(name)) is not None:
-        return f"pip uninstall onnxruntime, then pip install {wheel}, installs one that has it"
-    return None
+    """The same, as a sentence."""
+    if (package := package_of(name)) is None:
+        return None
+    return f"pip uninstall onnxruntime, then pip install {package!r}, brings one that has it"

@@ -59,7 +59,8 @@ def choose_providers(asked: Asked, graph: ServedGraph | None = None) -> list[Pro
         _told.add(plan.sentence)
         # `routine`: a command, unlike a program's log, does not say what nobody needs to know.
         level = logging.INFO if plan.as_expected else logging.WARNING
-        _LOG.log(level, plan.sentence, extra={"routine": plan.as_expected})
+        hint = "" if plan.as_expected else "; onnxpress doctor says what to do"
+        _LOG.log(level, plan.sentence + hint, extra={"routine": plan.as_expected})
     return list(plan.providers)
 
 
@@ -202,9 +203,10 @@ def _cannot(reasons: Mapping[str, str]) -> str:
     names_of: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         names_of.setdefault(reason, []).append(name)
-    told = (f"{' and '.join(same)} cannot be used: {reason}" for reason, same in names_of.items())
-    return f"{'; '.join(told)}; onnxpress doctor says what to do"
+    return "; ".join(f"{' and '.join(same)} cannot be used: {reason}" for reason, same in names_of.items())
 
 
 def _named(graph: ServedGraph | None) -> str:
-    return "the graph" if graph is None else f"variant {graph.variant!r}"
+    if graph is None:
+        return "the graph"
+    return f"variant {graph.variant!r}" if graph.variant else f"a variant for {graph.target}"
