@@ -7,11 +7,10 @@ threads: no operator waits for the slowest thread (design: bench/embed.py measur
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from onnxpress.runtime.pool import Lease
 from onnxpress.runtime.processes import HomeProcess
 
 R = TypeVar("R")
@@ -50,27 +49,20 @@ def tokens_per_batch(lengths: Sequence[int], workers: int) -> int:
 
 
 class SideBySide:
-    """Worker threads shared by all callers of one model, started when first needed."""
+    """Runs batches of one model side by side, in the threads that all models of the process share."""
 
     def __init__(self, workers: int) -> None:
         self.count = workers
         self.home = HomeProcess()
-        self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
+        self._lease = Lease(workers)
 
     def map(self, function: Callable[[list[int]], R], batches: Sequence[list[int]]) -> list[R]:
         """`function` of every batch, results in the order of `batches`. The first exception is raised."""
         self.home.check()
         if self.count == 1 or len(batches) == 1:
             return [function(batch) for batch in batches]
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="onnxpress")
-        return list(self._pool.map(function, batches))
+        return self._lease.map(function, batches)
 
     def close(self) -> None:
-        """End the threads; a later `map` starts them again."""
-        with self._lock:
-            if self._pool is not None:
-                self._pool.shutdown()
-                self._pool = None
+        """Give the threads back; they end when no other model uses them. A later `map` takes them again."""
+        self._lease.close()

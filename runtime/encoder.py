@@ -151,18 +151,37 @@ class Encoder:
         further = extra or {}
         batches = self.graph.plan([len(encoding) for encoding in encodings])
 
-        def run(batch: list[int]) -> list[FloatArray]:
+        def run(batch: list[int]) -> list[dict[str, FloatArray]]:
             rows = {name: [values[index] for index in batch] for name, values in further.items()}
-            feeds = pad([encodings[index] for index in batch], rows, self._axis_of, self._settings)
-            return self.graph.run(feeds, len(batches) == 1)
+            return self.run_batch([encodings[index] for index in batch], rows, alone=len(batches) == 1)
 
         results: list[dict[str, FloatArray]] = [{} for _ in encodings]
-        for batch, outputs in zip(batches, self._workers.map(run, batches), strict=True):
-            for position, index in enumerate(batch):
-                sizes = {self._axis_of[name]: len(values[index]) for name, values in further.items()}
-                sizes["sequence"] = len(encodings[index])
-                for (name, axis), output in zip(self._outputs, outputs, strict=True):
-                    results[index][name] = self._without_padding(output[position], axis, sizes)
+        for batch, found in zip(batches, self._workers.map(run, batches), strict=True):
+            for index, row in zip(batch, found, strict=True):
+                results[index] = row
+        return results
+
+    def run_batch(
+        self, encodings: Sequence[tokenizers.Encoding], extra: Mapping[str, Sequence[Sequence[int]]], *, alone: bool
+    ) -> list[dict[str, FloatArray]]:
+        """The same for encodings that go through the graph together, in this thread.
+
+        Args:
+            encodings: at least one, padded to the longest.
+            extra: as of `run`.
+            alone: no other batch runs beside it, so it may have all threads.
+        """
+        outputs = self.graph.run(pad(encodings, extra, self._axis_of, self._settings), alone)
+        results = []
+        for position, encoding in enumerate(encodings):
+            sizes = {self._axis_of[name]: len(values[position]) for name, values in extra.items()}
+            sizes["sequence"] = len(encoding)
+            results.append(
+                {
+                    name: self._without_padding(output[position], axis, sizes)
+                    for (name, axis), output in zip(self._outputs, outputs, strict=True)
+                }
+            )
         return results
 
     def check_process(self) -> None:

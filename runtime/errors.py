@@ -6,6 +6,9 @@ OnnxpressError
 ├── UnsupportedModelError    a model or task that cannot be exported
 ├── ProviderError            an execution provider that was asked for and cannot be had
 ├── ForkError                a model used in another process than the one that loaded it (also a RuntimeError)
+├── QueueFullError           as many requests as allowed are waiting; try again later
+├── DeadlineExceededError    no answer in the time the caller allowed               (also a TimeoutError)
+├── ClosedError              a runner that was closed                               (also a RuntimeError)
 └── VerificationError        no variant passed the gate
 """
 
@@ -34,6 +37,18 @@ class ProviderError(OnnxpressError):
 
 class ForkError(OnnxpressError, RuntimeError):
     """A loaded model was used in a forked process, where the threads of onnxruntime do not exist."""
+
+
+class QueueFullError(OnnxpressError):
+    """As many requests as allowed are waiting already. The request was not taken; the same one may work later."""
+
+
+class DeadlineExceededError(OnnxpressError, TimeoutError):
+    """There was no answer in the time that the caller allowed. The request has left the queue."""
+
+
+class ClosedError(OnnxpressError, RuntimeError):
+    """What was asked has been closed, or was while the request waited."""
 
 
 class VerificationError(OnnxpressError):

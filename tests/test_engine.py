@@ -18,11 +18,11 @@ import onnx
 import onnxruntime
 import pytest
 
-from onnxpress.runtime.errors import ForkError, InvalidBundleError, InvalidInputError
+from onnxpress.runtime.errors import ForkError, InvalidBundleError, InvalidInputError, QueueFullError
 from onnxpress.runtime.generation import replay
 from onnxpress.runtime.generation.cache import CacheLayout, CacheMemoryError, KeyValueCache, shared_prefix
 from onnxpress.runtime.generation.decoder import Decoder
-from onnxpress.runtime.generation.engine import Engine, QueueFullError
+from onnxpress.runtime.generation.engine import Engine
 from onnxpress.runtime.generation.perplexity import Window, log_probabilities_of
 from onnxpress.runtime.generation.replay import Replay
 from onnxpress.runtime.generation.requests import Delta, Generation, Request

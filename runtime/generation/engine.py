@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 
-from onnxpress.runtime.errors import InvalidInputError, OnnxpressError
+from onnxpress.runtime.errors import InvalidInputError, QueueFullError
 from onnxpress.runtime.generation.decoder import Decoder
 from onnxpress.runtime.generation.requests import Request
 from onnxpress.runtime.generation.scheduler import Counts, Scheduler
@@ -20,10 +20,6 @@ from onnxpress.runtime.processes import HomeProcess
 
 _IDLE_SECONDS = 5.0  # that the thread waits for another request
 _FILL_TOKENS = 128
-
-
-class QueueFullError(OnnxpressError):
-    """As many requests as allowed are waiting already."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +63,8 @@ class Engine:
         """
         self.decoder = decoder
         self._cache = decoder.cache
-        self._most_waiting = most_waiting
+        self.most_waiting = most_waiting
+        """Requests that may wait for a row; None for any number."""
         self._scheduler = Scheduler(decoder, fill_tokens, reuse_prefixes)
         self.home = HomeProcess()
         self._changed = threading.Condition()
@@ -133,7 +130,7 @@ class Engine:
         self.home.check()
         with self._changed:
             waiting = self._scheduler.waiting + len(self._new)
-            if self._most_waiting is not None and waiting >= self._most_waiting:
+            if self.most_waiting is not None and waiting >= self.most_waiting:
                 raise QueueFullError(f"{waiting} requests are waiting, which is the limit; try again later")
             self._new.append(request)
             self._wake()

@@ -16,6 +16,7 @@ import numpy as np
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.tasks.base import TaskModel
 from onnxpress.runtime.tasks.spans import Answer, Window, best_answers, widen_to_words
+from onnxpress.runtime.tasks.steps import Steps, Work, in_steps
 
 if TYPE_CHECKING:
     import tokenizers
@@ -60,6 +61,7 @@ class Reader(TaskModel):
         self, question: Iterable[str], context: str | Iterable[str], *, top_k: int, **options: Unpack[_Options]
     ) -> list[list[Answer]]: ...
 
+    @in_steps
     def answer(
         self,
         question: str | Iterable[str],
@@ -71,7 +73,7 @@ class Reader(TaskModel):
         window_tokens: int | None = None,
         allow_no_answer: bool = False,
         align_to_words: bool = True,
-    ) -> Answer | list[Answer] | list[list[Answer]]:
+    ) -> Steps[Answer | list[Answer] | list[list[Answer]]]:
         """Find the answers to questions in their contexts.
 
         Args:
@@ -104,7 +106,7 @@ class Reader(TaskModel):
         windows = [[_window(encoding, reading) for encoding in of_pair] for of_pair in encodings]
         _check_readable(pairs, windows)
         # All windows of all pairs at once, so that they share batches.
-        rows = iter(self.encoder.run([encoding for of_pair in encodings for encoding in of_pair]))
+        rows = iter((yield Work([encoding for of_pair in encodings for encoding in of_pair])))
         answers = [
             best_answers(
                 text,

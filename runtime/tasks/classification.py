@@ -17,6 +17,7 @@ from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.tasks.base import TaskModel, texts_only
 from onnxpress.runtime.tasks.scores import scores_of, softmax
+from onnxpress.runtime.tasks.steps import Steps, Work, in_steps
 from onnxpress.runtime.tokenizer import TextOrPair, Tokenizer
 
 HYPOTHESIS = "This example is {}."
@@ -52,7 +53,8 @@ class Classifier(TaskModel):
     @overload
     def classify(self, texts: Iterable[TextOrPair]) -> list[Classification]: ...
 
-    def classify(self, texts: TextOrPair | Iterable[TextOrPair]) -> Classification | list[Classification]:
+    @in_steps
+    def classify(self, texts: TextOrPair | Iterable[TextOrPair]) -> Steps[Classification | list[Classification]]:
         """Classify texts.
 
         Args:
@@ -68,10 +70,10 @@ class Classifier(TaskModel):
             ForkError: called in another process than the one that loaded the model.
         """
         self.encoder.check_process()
-        if isinstance(texts, str | tuple):
-            return self.classify([texts])[0]
-        encodings = self.tokenizer.encode(list(texts))
-        return [self._classification(row["logits"]) for row in self.encoder.run(encodings)]
+        one = isinstance(texts, str | tuple)
+        rows = yield Work(self.tokenizer.encode([texts] if isinstance(texts, str | tuple) else list(texts)))
+        found = [self._classification(row["logits"]) for row in rows]
+        return found[0] if one else found
 
     @overload
     def zero_shot(  # type: ignore[overload-overlap]
@@ -83,6 +85,7 @@ class Classifier(TaskModel):
         self, texts: Iterable[str], labels: Sequence[str], *, hypothesis: str = ..., multi_label: bool = ...
     ) -> list[Classification]: ...
 
+    @in_steps
     def zero_shot(
         self,
         texts: str | Iterable[str],
@@ -90,7 +93,7 @@ class Classifier(TaskModel):
         *,
         hypothesis: str = HYPOTHESIS,
         multi_label: bool = False,
-    ) -> Classification | list[Classification]:
+    ) -> Steps[Classification | list[Classification]]:
         """Classify texts by labels the model was not trained for: does the text entail "This example is LABEL."?
 
         Args:
@@ -109,13 +112,11 @@ class Classifier(TaskModel):
             ForkError: called in another process than the one that loaded the model.
         """
         self.encoder.check_process()
-        if isinstance(texts, str):
-            return self.zero_shot([texts], labels, hypothesis=hypothesis, multi_label=multi_label)[0]
         entailment = self._entailment()
         hypotheses = _hypotheses(labels, hypothesis)
-        items = texts_only(texts)
+        items = texts_only([texts] if isinstance(texts, str) else texts)
         pairs = [(text, sentence) for text in items for sentence in hypotheses]
-        rows = self.encoder.run(self.tokenizer.encode(pairs, cut="only_first"))
+        rows = yield Work(self.tokenizer.encode(pairs, cut="only_first"))
         if not rows:
             return []
         # [texts, labels, entailment / neutral / contradiction]
@@ -125,7 +126,8 @@ class Classifier(TaskModel):
             scores = softmax(logits[..., [contradiction, entailment]])[..., 1]
         else:
             scores = softmax(logits[..., entailment])
-        return [_best_first(labels, row) for row in scores]
+        found = [_best_first(labels, row) for row in scores]
+        return found[0] if isinstance(texts, str) else found
 
     def _classification(self, logits: FloatArray) -> Classification:
         scores = scores_of(logits, self.labels.function)

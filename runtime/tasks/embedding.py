@@ -11,6 +11,7 @@ from onnxpress.runtime.encoder import Encoder, FloatArray
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.tasks.base import TaskModel, texts_only
+from onnxpress.runtime.tasks.steps import Steps, Work, in_steps
 from onnxpress.runtime.tokenizer import Tokenizer
 
 
@@ -28,9 +29,10 @@ class Embedder(TaskModel):
         """The same as `embed`."""
         return self.embed(texts, **options)
 
+    @in_steps
     def embed(
         self, texts: str | Iterable[str], *, prompt_name: str | None = None, prompt: str | None = None
-    ) -> FloatArray:
+    ) -> Steps[FloatArray]:
         """Embed texts.
 
         Args:
@@ -58,7 +60,7 @@ class Embedder(TaskModel):
         if "pooling_mask" in self.encoder.input_names:
             skipped = self.tokenizer.prompt_length(prefix) if prefix and not self.embedding.include_prompt else 0
             extra["pooling_mask"] = [_pooling_mask(len(encoding), skipped) for encoding in encodings]
-        rows = self.encoder.run(encodings, extra)
+        rows = yield Work(encodings, extra)
         return np.stack([row["sentence_embedding"] for row in rows])
 
     def _prompt(self, name: str | None, prompt: str | None) -> str:

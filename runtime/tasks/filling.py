@@ -13,6 +13,7 @@ from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.tasks.base import TaskModel, texts_only
 from onnxpress.runtime.tasks.scores import softmax
+from onnxpress.runtime.tasks.steps import Steps, Work, in_steps
 from onnxpress.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -62,9 +63,10 @@ class Filler(TaskModel):
         self, texts: Iterable[str], *, top_k: int = ..., targets: Sequence[str] | None = ...
     ) -> list[Fillings]: ...
 
+    @in_steps
     def fill(
         self, texts: str | Iterable[str], *, top_k: int = 5, targets: Sequence[str] | None = None
-    ) -> Fillings | list[Fillings]:
+    ) -> Steps[Fillings | list[Fillings]]:
         """Fill the gaps of texts.
 
         Args:
@@ -80,22 +82,21 @@ class Filler(TaskModel):
             ForkError: called in another process than the one that loaded the model.
         """
         self.encoder.check_process()
-        if isinstance(texts, str):
-            return self.fill([texts], top_k=top_k, targets=targets)[0]
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise InvalidInputError(f"top_k is {top_k!r}; give a whole number of at least 1")
         allowed = None if targets is None else self._target_ids(targets)
-        items = texts_only(texts)
+        items = texts_only([texts] if isinstance(texts, str) else texts)
         encodings = self.tokenizer.encode(items)
         gaps = [
             self._gaps(index, text, encoding)
             for index, (text, encoding) in enumerate(zip(items, encodings, strict=True))
         ]
-        rows = self.encoder.run(encodings, {"mask_positions": gaps})
-        return [
+        rows = yield Work(encodings, {"mask_positions": gaps})
+        found = [
             self._fillings(encoding.ids, positions, row["logits"], top_k, allowed)
             for encoding, positions, row in zip(encodings, gaps, rows, strict=True)
         ]
+        return found[0] if isinstance(texts, str) else found
 
     def token_id_of(self, text: str) -> int | None:
         """The id of a text that is one token, None if it is none or several."""

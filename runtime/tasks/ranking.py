@@ -12,6 +12,7 @@ from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.tasks.base import TaskModel
 from onnxpress.runtime.tasks.scores import scores_of
+from onnxpress.runtime.tasks.steps import Steps, Work, in_steps
 from onnxpress.runtime.tokenizer import Tokenizer
 
 
@@ -36,7 +37,8 @@ class Reranker(TaskModel):
         assert settings.labels is not None
         self.labels = settings.labels
 
-    def rank(self, query: str, documents: Iterable[str], *, top_k: int | None = None) -> list[RankedDocument]:
+    @in_steps
+    def rank(self, query: str, documents: Iterable[str], *, top_k: int | None = None) -> Steps[list[RankedDocument]]:
         """Put documents in order.
 
         Args:
@@ -56,11 +58,12 @@ class Reranker(TaskModel):
         if isinstance(documents, str):
             raise InvalidInputError("documents is one text; give a list of them")
         texts = list(documents)
-        scores = self.score([(query, text) for text in texts])
+        scores = yield from self._scores([(query, text) for text in texts])
         order = sorted(range(len(texts)), key=lambda index: -scores[index])
         return [RankedDocument(index, float(scores[index]), texts[index]) for index in order[:top_k]]
 
-    def score(self, pairs: Iterable[tuple[str, str]]) -> FloatArray:
+    @in_steps
+    def score(self, pairs: Iterable[tuple[str, str]]) -> Steps[FloatArray]:
         """Score pairs of query and document.
 
         Returns:
@@ -70,6 +73,9 @@ class Reranker(TaskModel):
             InvalidInputError: an item is not a pair of usable texts.
             ForkError: called in another process than the one that loaded the model.
         """
+        return (yield from self._scores(pairs))
+
+    def _scores(self, pairs: Iterable[tuple[str, str]]) -> Steps[FloatArray]:
         self.encoder.check_process()
         items = list(pairs)
         for index, item in enumerate(items):
@@ -77,7 +83,7 @@ class Reranker(TaskModel):
                 raise InvalidInputError(
                     f"item {index} is of type {type(item).__name__}; give tuples of query and document"
                 )
-        rows = self.encoder.run(self.tokenizer.encode(items))
+        rows = yield Work(self.tokenizer.encode(items))
         if not rows:
             return np.zeros(0, np.float32)
         return scores_of(np.stack([row["logits"] for row in rows]), self.labels.function)[:, 0]

@@ -20,6 +20,7 @@ from onnxpress.runtime.tasks.entities import (
     read_tokens,
     take_each_once,
 )
+from onnxpress.runtime.tasks.steps import Steps, Work, in_steps
 from onnxpress.runtime.tokenizer import Tokenizer
 
 
@@ -52,6 +53,7 @@ class Tagger(TaskModel):
         stride: int | None = ...,
     ) -> list[list[Entity]]: ...
 
+    @in_steps
     def tag(
         self,
         texts: str | Iterable[str],
@@ -59,7 +61,7 @@ class Tagger(TaskModel):
         strategy: Strategy = "simple",
         ignore_labels: Sequence[str] = ("O",),
         stride: int | None = None,
-    ) -> list[Entity] | list[list[Entity]]:
+    ) -> Steps[list[Entity] | list[list[Entity]]]:
         """Find entities, as transformers' pipeline does with the same `aggregation_strategy` and `stride`.
 
         Args:
@@ -85,13 +87,15 @@ class Tagger(TaskModel):
         if isinstance(ignore_labels, str):
             raise InvalidInputError(f"ignore_labels is {ignore_labels!r}; give a list of labels: [{ignore_labels!r}]")
         shared = self._shared_tokens(stride)
+        read = yield from self._read(items, shared)
         results = [
             self._entities(text, windows, strategy, ignore_labels, shared)
-            for text, windows in zip(items, self._read(items, shared), strict=True)
+            for text, windows in zip(items, read, strict=True)
         ]
         return results[0] if isinstance(texts, str) else results
 
-    def label_words(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
+    @in_steps
+    def label_words(self, sentences: Sequence[Sequence[str]]) -> Steps[list[list[str]]]:
         """One label for each word of sentences that are split already, as seqeval compares them.
 
         The words are read as a text, joined with one space. A word has the label of the first token that holds one of
@@ -108,9 +112,10 @@ class Tagger(TaskModel):
                 raise InvalidInputError(f"sentence {number} is {sentence!r:.80}; give a list of words, each a str")
         shared = self._shared_tokens(None)
         texts = [" ".join(sentence) for sentence in sentences]
+        read = yield from self._read(texts, shared)
         return [
             self._labels_of_words(sentence, self._tokens(windows, shared))
-            for sentence, windows in zip(sentences, self._read(texts, shared), strict=True)
+            for sentence, windows in zip(sentences, read, strict=True)
         ]
 
     def _shared_tokens(self, stride: int | None) -> int:
@@ -123,7 +128,7 @@ class Tagger(TaskModel):
             )
         return stride
 
-    def _read(self, texts: Sequence[str], shared: int) -> list[list[list[Token]]]:
+    def _read(self, texts: Sequence[str], shared: int) -> Steps[list[list[list[Token]]]]:
         """Tokens with scores: for each text, for each of its windows. A window without tokens is left out."""
         for number, text in enumerate(texts):
             if not isinstance(text, str):  # pairs of texts too, which the tokenizer would take
@@ -134,7 +139,7 @@ class Tagger(TaskModel):
             for window in (encoding, *encoding.overflowing)
             if not all(window.special_tokens_mask)
         ]
-        outputs = self.encoder.run([window for _, window in windows])
+        outputs = yield Work([window for _, window in windows])
         read: list[list[list[Token]]] = [[] for _ in texts]
         for (number, window), output in zip(windows, outputs, strict=True):
             read[number].append(read_tokens(texts[number], window, output["logits"], self._vocabulary))

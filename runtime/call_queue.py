@@ -1,0 +1,392 @@
+"""Calls of many threads and tasks, run together: which sequences wait, which go next, and who runs them.
+
+A call that finds nothing else to do is run by its own thread at once, with all threads of the model. Others wait until
+a worker is free, which then takes the sequence that has waited longest and those of about its length: so batches form
+by themselves while the processor is busy, and nothing waits while it is not. Knows nothing of texts and tasks.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+from onnxpress.runtime.batching import tokens_per_batch
+from onnxpress.runtime.encoder import Encoder
+from onnxpress.runtime.errors import ClosedError, DeadlineExceededError, QueueFullError
+from onnxpress.runtime.pool import Lease
+from onnxpress.runtime.queue_counts import Counter, QueueCounts
+from onnxpress.runtime.tasks.steps import Row, Work
+
+RUN_TOKENS = 12
+"""What a run costs beside its tokens, in tokens: so much padding is worth avoiding with one more run."""
+_LOOK_AHEAD = 512  # sequences that are considered for a batch
+
+
+class Call:
+    """The sequences of one call, and the promise of the graph's outputs for them."""
+
+    __slots__ = ("deadline", "error", "items", "left", "rows", "since", "wake", "work")
+
+    def __init__(self, work: Work, deadline: float | None, wake: Callable[[list[Call]], None]) -> None:
+        """
+        Args:
+            work: at least one sequence.
+            deadline: in seconds of `time.monotonic()`; a call that still waits by then is not run.
+            wake: is given calls with the same `wake` that are done at the same time; called in any thread.
+        """
+        self.work = work
+        self.deadline = deadline
+        self.wake = wake
+        self.since = time.monotonic()
+        self.items = [_Item(self, index, len(encoding)) for index, encoding in enumerate(work.encodings)]
+        self.left = len(self.items)
+        """Sequences without outputs; 0 when it is done, or given up."""
+        self.rows: list[Row] = [{}] * self.left
+        self.error: BaseException | None = None
+
+
+class _Item:
+    """A sequence of a call."""
+
+    __slots__ = ("call", "index", "length")
+
+    def __init__(self, call: Call, index: int, length: int) -> None:
+        self.call = call
+        self.index = index
+        self.length = length
+
+
+class _Batch:
+    """Sequences that go through the graph together."""
+
+    __slots__ = ("alone", "items", "slots")
+
+    def __init__(self, items: list[_Item], slots: int, alone: bool) -> None:
+        self.items = items
+        self.slots = slots
+        self.alone = alone
+
+
+class CallQueue:
+    """The calls that wait for one encoder. Safe to use from many threads."""
+
+    def __init__(self, encoder: Encoder, *, most_waiting: int, tokens: int, max_wait: float) -> None:
+        """
+        Args:
+            encoder: computes.
+            most_waiting: sequences that may wait; a call that brings more is taken only while nothing waits.
+            tokens: of a batch at most, padding included; a longer sequence is a batch of its own.
+            max_wait: seconds that a sequence waits for others to fill its batch while a worker is free.
+        """
+        self._encoder = encoder
+        self._most_waiting = most_waiting
+        self._tokens = tokens
+        self._max_wait = max_wait
+        self._slots = encoder.graph.workers
+        self._free = self._slots  # runs that may begin
+        self._lease = Lease(self._slots)
+        self._items: dict[_Item, None] = {}  # that wait, oldest first
+        self._crowded = False  # another call was there when the last one came
+        self._closing = False
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._counter = Counter()
+
+    @property
+    def counts(self) -> QueueCounts:
+        """What it has done so far, and what it holds."""
+        with self._lock:
+            return self._counter.snapshot(len(self._items), self._slots - self._free)
+
+    def check(self) -> None:
+        """
+        Raises:
+            ForkError: this is not the process it was made in.
+            ClosedError: it was closed.
+        """
+        self._lease.home.check()
+        if self._closing:
+            raise ClosedError("this runner is closed; make a new BatchingRunner over the model")
+
+    def run(self, call: Call, *, here: bool) -> bool:
+        """Take a call: run it now if nothing is before it and `here` is set, else let it wait for a worker.
+
+        Returns:
+            whether it is done.
+
+        Raises:
+            QueueFullError: too many sequences wait.
+            ClosedError, ForkError: as of `check`.
+        """
+        self._lease.home.check()
+        items = call.items
+        batch = None
+        with self._lock:
+            self.check()
+            waiting = len(self._items)
+            idle = self._free == self._slots and not waiting
+            self._crowded = not idle
+            if here and self._free and not waiting and not self._max_wait and self._is_one_batch(items):
+                batch = self._take_slots(items)
+                starting = 0
+            else:
+                if waiting and waiting + len(items) > self._most_waiting:
+                    self._counter.refused += 1
+                    raise QueueFullError(
+                        f"{waiting} sequences are waiting and {self._most_waiting} may; try again later"
+                    )
+                self._items.update(dict.fromkeys(items))
+                starting = self._start_workers()
+            self._counter.calls += 1
+        if batch is not None:
+            self._run_here(batch)
+            return True
+        self._submit(starting)
+        return False
+
+    def give_up(self, call: Call) -> bool:
+        """Nobody waits for a call any more: what of it waits leaves the queue. False when it is done already."""
+        with self._lock:
+            found = self._drop(call)
+            self._counter.cancelled += found
+            return found
+
+    def expire(self, call: Call) -> bool:
+        """The same where its time has passed."""
+        with self._lock:
+            found = self._drop(call)
+            self._counter.expired += found
+            return found
+
+    def close(self, *, drain: bool, timeout: float | None = None) -> bool:
+        """Take no more calls and wait for those that were taken. In a fork, nothing.
+
+        Args:
+            drain: run what waits; else it fails with `ClosedError`.
+            timeout: seconds to wait; None for no limit.
+
+        Returns:
+            whether all is done.
+        """
+        if not self._lease.home.is_this:
+            return True
+        with self._changed:
+            self._closing = True
+            calls = [] if drain else list(dict.fromkeys(item.call for item in self._items))
+            for call in calls:
+                self._drop(call)
+                call.error = ClosedError("the runner was closed while the call waited")
+            self._changed.notify_all()  # workers that wait for more to come
+        _wake(calls)
+        with self._changed:
+            done = self._changed.wait_for(lambda: self._free == self._slots and not self._items, timeout)
+        if done:
+            self._lease.close()
+        return done
+
+    # Whoever calls these holds the lock.
+
+    def _is_one_batch(self, items: Sequence[_Item]) -> bool:
+        return len(items) == 1 or len(self._encoder.graph.plan([item.length for item in items])) == 1
+
+    def _take_slots(self, items: list[_Item]) -> _Batch:
+        """A batch may have all threads if nothing else needs them."""
+        slots = self._slots if self._free == self._slots and not self._crowded and not self._items else 1
+        self._free -= slots
+        return _Batch(items, slots, alone=slots == self._slots)
+
+    def _start_workers(self) -> int:
+        """As many as may have something to do."""
+        count = min(self._free, len(self._items))
+        self._free -= count
+        return count
+
+    def _give_back(self, slots: int) -> None:
+        self._free += slots
+        if self._closing and self._free == self._slots and not self._items:
+            self._changed.notify_all()
+
+    def _drop(self, call: Call) -> bool:
+        if not call.left:
+            return False
+        call.left = 0
+        for item in call.items:
+            self._items.pop(item, None)
+        self._give_back(0)
+        return True
+
+    def _pause(self) -> float:
+        """Seconds to wait for a fuller batch."""
+        if self._closing or not self._items or not self._max_wait:
+            return 0.0
+        if sum(item.length for item in islice(self._items, _LOOK_AHEAD)) >= self._tokens:
+            return 0.0
+        return next(iter(self._items)).call.since + self._max_wait - time.monotonic()
+
+    def _choose(self) -> list[_Item]:
+        """The sequences to run next, taken off the queue."""
+        seen = list(islice(self._items, _LOOK_AHEAD))
+        lengths = [item.length for item in seen]
+        budget = min(self._tokens, tokens_per_batch(lengths, self._free + 1))
+        items = [seen[index] for index in choose_batch(lengths, budget)]
+        for item in items:
+            del self._items[item]
+        return items
+
+    # Running
+
+    def _submit(self, workers: int) -> None:
+        for _ in range(workers):
+            self._lease.submit(self._work)
+
+    def _work(self) -> None:
+        """A worker: batch after batch while there are any. It begins with a slot."""
+        slots = 1
+        while (batch := self._next(slots)) is not None:
+            self._finish(batch, self._outputs(batch))
+            slots = batch.slots
+            if self._lease.others_wait:  # another model's turn
+                with self._lock:
+                    self._give_back(slots)
+                    starting = self._start_workers()
+                self._submit(starting)
+                return
+
+    def _next(self, slots: int) -> _Batch | None:
+        """The next batch for a worker that has so many slots; None, and it has none, where nothing waits."""
+        late: list[Call] = []
+        with self._changed:
+            self._free += slots - 1  # keeps one
+            while (pause := self._pause()) > 0:
+                self._changed.wait(pause)
+            batch = None
+            now = time.monotonic()
+            while self._items and batch is None:
+                items = self._choose()
+                expired = {item.call for item in items if item.call.deadline is not None and item.call.deadline < now}
+                for call in expired:
+                    self._drop(call)
+                    self._counter.expired += 1
+                    call.error = late_error()
+                late += expired
+                items = [item for item in items if item.call not in expired]
+                if items:
+                    self._free += 1
+                    batch = self._take_slots(items)
+            if batch is None:
+                self._give_back(1)
+            starting = self._start_workers()
+        _wake(late)
+        self._submit(starting)
+        return batch
+
+    def _run_here(self, batch: _Batch) -> None:
+        """In the thread of the call."""
+        try:
+            results = self._outputs(batch)
+        # Ctrl-C, say: whoever waits must not wait for ever.
+        except BaseException:
+            self._end_here(batch.slots)
+            raise
+        self._finish(batch, results)
+        self._end_here(batch.slots)
+
+    def _end_here(self, slots: int) -> None:
+        with self._lock:
+            self._give_back(slots)
+            starting = self._start_workers()
+        self._submit(starting)
+
+    def _outputs(self, batch: _Batch) -> list[Row | Exception]:
+        """What each sequence of a batch became. Where the batch fails, the calls in it are run one by one."""
+        begun = time.monotonic()
+        try:
+            return [*self._run(batch.items, batch.alone)]
+        # onnxruntime's exception classes have no common base but Exception, and each belongs to a caller.
+        except Exception as error:  # noqa: BLE001
+            return self._one_by_one(batch, error)
+        finally:
+            with self._lock:
+                self._counter.add_batch([(item.length, begun - item.call.since) for item in batch.items], begun)
+
+    def _one_by_one(self, batch: _Batch, error: Exception) -> list[Row | Exception]:
+        calls = list(dict.fromkeys(item.call for item in batch.items))
+        if len(calls) == 1:
+            return [error] * len(batch.items)
+        results: dict[_Item, Row | Exception] = {}
+        for call in calls:
+            items = [item for item in batch.items if item.call is call]
+            try:
+                results.update(zip(items, self._run(items, batch.alone), strict=True))
+            # As above.
+            except Exception as own:  # noqa: BLE001
+                results.update(dict.fromkeys(items, own))
+        return [results[item] for item in batch.items]
+
+    def _run(self, items: Sequence[_Item], alone: bool) -> list[Row]:
+        names = items[0].call.work.extra or ()
+        extra = {name: [(item.call.work.extra or {})[name][item.index] for item in items] for name in names}
+        encodings = [item.call.work.encodings[item.index] for item in items]
+        return self._encoder.run_batch(encodings, extra, alone=alone)
+
+    def _finish(self, batch: _Batch, results: Sequence[Row | Exception]) -> None:
+        """Hand out what a batch became, and wake those whose calls are done."""
+        done = []
+        with self._lock:
+            for item, result in zip(batch.items, results, strict=True):
+                call = item.call
+                if not call.left:  # given up, or failed already
+                    continue
+                if isinstance(result, Exception):
+                    self._drop(call)
+                    self._counter.failed += 1
+                    call.error = result
+                else:
+                    call.rows[item.index] = result
+                    call.left -= 1
+                if not call.left:
+                    done.append(call)
+        _wake(done)
+
+
+def choose_batch(lengths: Sequence[int], tokens: int) -> list[int]:
+    """Indices of the sequences to run together with the first one.
+
+    All are cut into batches by their lengths, longest first: one ends where `tokens` are full, padding included, or
+    where padding what comes next would cost more than a run of its own. The batch with the first sequence is returned.
+
+    Args:
+        lengths: in tokens, at least one.
+        tokens: of a batch at most.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    batch: list[int] = []
+    longest = 1
+    for place, index in enumerate(order):
+        length = lengths[index]
+        if batch:
+            room = min(tokens // longest - len(batch), len(order) - place)
+            if room < 1 or (longest - length) * room > RUN_TOKENS:
+                if 0 in batch:
+                    return batch
+                batch = []
+        if not batch:
+            longest = max(1, length)
+        batch.append(index)
+    return batch
+
+
+def late_error() -> DeadlineExceededError:
+    """What a call gets whose time has passed."""
+    return DeadlineExceededError("no answer within the time allowed; allow more, send less at once, or try again later")
+
+
+def _wake(calls: Sequence[Call]) -> None:
+    """Tell those who wait, each kind at once."""
+    by_wake: dict[Callable[[list[Call]], None], list[Call]] = {}
+    for call in calls:
+        by_wake.setdefault(call.wake, []).append(call)
+    for wake, ready in by_wake.items():
+        wake(ready)

@@ -1,0 +1,115 @@
+"""A loaded model shared by many threads and asyncio tasks: their calls run together, within limits.
+
+    with BatchingRunner(onnxpress.load("bundle")) as runner:
+        vectors = runner.embed("a sentence")                       # in any thread
+        vectors = await runner.asynchronous.embed("a sentence")    # in any event loop
+        vectors = runner.within(0.2).embed("a sentence")           # in 0.2 seconds, or DeadlineExceededError
+
+The methods are those of the model, with the same arguments, results and errors. Texts are checked and tokenized by the
+caller before its call joins others, so what cannot be used fails alone. Which sequences run together is decided in
+call_queue.py. Generators batch by themselves (generation/engine.py); here they get the same limits.
+"""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from types import TracebackType
+from typing import Self
+
+from onnxpress.runtime.batching import TOKENS_PER_BATCH
+from onnxpress.runtime.call_queue import CallQueue
+from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.faces import Asynchronous, Blocking
+from onnxpress.runtime.generation.engine import EngineState
+from onnxpress.runtime.generation.generator import Generator
+from onnxpress.runtime.generation.limits import GeneratorCalls
+from onnxpress.runtime.queue_counts import QueueCounts
+from onnxpress.runtime.tasks.base import TaskModel
+
+MOST_WAITING = 1024
+"""Sequences, or requests for text, that may wait unless told otherwise."""
+
+
+class BatchingRunner(Blocking):
+    """A model for many callers. Safe to use from any thread; a context manager, which drains and closes."""
+
+    asynchronous: Asynchronous
+    """The same methods for event loops, to await."""
+
+    def __init__(
+        self,
+        model: TaskModel | Generator,
+        *,
+        most_waiting: int = MOST_WAITING,
+        seconds: float | None = None,
+        tokens_per_batch: int = TOKENS_PER_BATCH,
+        max_wait_seconds: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            model: what `onnxpress.load` gave. It stays the caller's: closing the runner does not close it.
+            most_waiting: sequences (texts, pairs, windows of long texts) that may wait; of a generator, requests. A
+                call that would make them more fails with `QueueFullError`, unless nothing waits.
+            seconds: that each call may take, from its start to its result; None for no limit. See `within`.
+            tokens_per_batch: of sequences that run together, padding included. For a generator without meaning.
+            max_wait_seconds: how long a sequence may wait for others to fill its batch while a worker is free. 0 runs
+                what there is: batches then form only while all workers are busy, which is best in nearly every case.
+
+        Raises:
+            InvalidInputError: an argument is not such a number.
+        """
+        for name, value in (("most_waiting", most_waiting), ("tokens_per_batch", tokens_per_batch)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InvalidInputError(f"{name} is {value!r}; give a whole number of at least 1")
+        if isinstance(max_wait_seconds, bool) or not 0 <= max_wait_seconds <= 60:
+            raise InvalidInputError(f"max_wait_seconds is {max_wait_seconds!r}; give a number from 0 to 60")
+        serving: CallQueue | GeneratorCalls
+        if isinstance(model, Generator):
+            serving = GeneratorCalls(model, most_waiting)
+        else:
+            serving = CallQueue(
+                model.encoder, most_waiting=most_waiting, tokens=tokens_per_batch, max_wait=max_wait_seconds
+            )
+        super().__init__(model, serving, seconds)
+        self.asynchronous = Asynchronous(model, serving, seconds)
+        _SERVING.add(serving)
+
+    @property
+    def state(self) -> QueueCounts | EngineState:
+        """What it holds and has done so far: cheap, for metrics. Of a generator, its engine's state."""
+        serving = self._serving
+        return serving.counts if isinstance(serving, CallQueue) else serving.generator.engine.state
+
+    def close(self, *, drain: bool = True, timeout: float | None = None) -> bool:
+        """Take no more calls, and wait until those that were taken are done. The model stays open.
+
+        Args:
+            drain: run what waits. False: what waits fails with `ClosedError` at once, and only what runs is waited for;
+                of a generator all answers end where they are, with the reason `cancelled`.
+            timeout: seconds to wait at most; None for no limit.
+
+        Returns:
+            whether all is done. A second call waits again.
+        """
+        return self._serving.close(drain=drain, timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Where the block fails, nobody waits for what it had begun.
+        self.close(drain=kind is None)
+
+
+_SERVING: weakref.WeakSet[CallQueue | GeneratorCalls] = weakref.WeakSet()
+_EXIT_SECONDS = 30.0  # for runs that have begun
+
+
+@atexit.register
+def _close_all() -> None:
+    """A thread in the middle of a run would crash the interpreter while it ends."""
+    for serving in list(_SERVING):
+        serving.close(drain=False, timeout=_EXIT_SECONDS)
