@@ -252,9 +252,9 @@ def test_a_deadline_gives_what_is_there(generator: Generator) -> None:
     assert (answer.finish_reason, answer.token_ids) == ("timeout", ())
 
 
-def test_other_providers_than_the_cpu_are_refused(bundle: Bundle) -> None:
-    with pytest.raises(ProviderError, match="CUDAExecutionProvider"):
-        Generator.open(bundle, bundle.manifest.variant(None), ["CUDAExecutionProvider"], 1)
+def test_other_providers_than_the_cpu_and_cuda_are_refused(bundle: Bundle) -> None:
+    with pytest.raises(ProviderError, match="CPUExecutionProvider or CUDA.*, not TensorrtExecutionProvider"):
+        Generator.open(bundle, bundle.manifest.variant(None), ["TensorrtExecutionProvider"], 1)
 
 
 def test_the_options_are_those_of_sampling_and_some_more() -> None:
