@@ -88,7 +88,7 @@ def open_generator(bundle: Path, variant: str | None, cache_rows: int, threads: 
     from onnxpress.runtime.bundle import open_bundle
     from onnxpress.runtime.generation.cache import CacheLayout
     from onnxpress.runtime.generation.generator import Generator
-    from onnxpress.runtime.providers import CPU
+    from onnxpress.runtime.providers import ON_CPU
 
     opened = open_bundle(bundle)
     settings = opened.manifest.generation
@@ -99,7 +99,7 @@ def open_generator(bundle: Path, variant: str | None, cache_rows: int, threads: 
     layout = CacheLayout(settings.kv_heads, settings.head_dims)
     limit = layout.size_bytes(cache_rows, settings.context)
     threads = threads or len(os.sched_getaffinity(0))
-    return Generator.open(opened, chosen, [CPU], threads, cache_bytes=limit)
+    return Generator.open(opened, chosen, ON_CPU, threads, cache_bytes=limit)
 
 
 def show(tally: Tally, seconds: float) -> None:

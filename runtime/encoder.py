@@ -16,7 +16,8 @@ import numpy.typing as npt
 from onnxpress.runtime.batching import SideBySide, plan_batches, tokens_per_batch
 from onnxpress.runtime.bundle import Bundle
 from onnxpress.runtime.manifest import Tensor, TokenizerSettings, Variant
-from onnxpress.runtime.providers import CPU
+from onnxpress.runtime.providers import CPU, Placement, Provider
+from onnxpress.runtime.providers.placement import placement_of
 from onnxpress.runtime.session import make_session
 
 if TYPE_CHECKING:
@@ -59,12 +60,14 @@ class Graph(Protocol):
 class SessionGraph:
     """A bundle's variant in onnxruntime."""
 
-    def __init__(self, bundle: Bundle, variant: Variant, providers: Sequence[str], threads: int) -> None:
+    def __init__(self, bundle: Bundle, variant: Variant, providers: Sequence[Provider], threads: int) -> None:
         self.bundle = bundle
         self.variant = variant
-        self.providers = tuple(providers)
+        self.providers = tuple(provider.name for provider in providers)
         self.threads = threads
-        self.workers = threads if providers[0] == CPU else 1
+        self.workers = threads if self.providers[0] == CPU else 1
+        self._chosen = tuple(providers)
+        self._most_rows = providers[0].most_rows
         self._outputs = [tensor.name for tensor in bundle.manifest.outputs]
         self._path = bundle.model_path(variant)
         self._lock = threading.Lock()
@@ -74,7 +77,10 @@ class SessionGraph:
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
         """Batches of a bounded number of tokens, as many as keep all workers busy."""
-        return plan_batches(lengths, tokens_per_batch(lengths, self.workers))
+        batches = plan_batches(lengths, tokens_per_batch(lengths, self.workers))
+        if (most := self._most_rows) is None:
+            return batches
+        return [batch[start : start + most] for batch in batches for start in range(0, len(batch), most)]
 
     def run(self, feeds: Feeds, alone: bool) -> list[FloatArray]:
         """Outputs in the manifest's order."""
@@ -82,8 +88,12 @@ class SessionGraph:
         outputs: list[FloatArray] = session.run(self._outputs, feeds)
         return outputs
 
+    def placement(self) -> Placement:
+        """Which provider each node runs on."""
+        return placement_of(self._wide, self.variant.name)
+
     def _open(self, threads: int) -> onnxruntime.InferenceSession:
-        return make_session(self._path, self.variant.session, threads=threads, providers=self.providers)
+        return make_session(self._path, self.variant.session, threads=threads, providers=self._chosen)
 
     def _narrow_session(self) -> onnxruntime.InferenceSession:
         with self._lock:

@@ -17,8 +17,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 # The instruction sets onnxruntime's matrix kernels (MLAS) choose between.
 _KERNEL_FEATURES = (
@@ -42,6 +43,9 @@ _SYSCTLS = {
     "hw.optional.arm.FEAT_BF16": "bf16",
 }
 _NVIDIA_SMI_SECONDS = 20.0  # it wakes a sleeping GPU first
+_NO_LIMIT_BYTES = 2**62  # version 1 writes 2**63 rounded down to a page
+
+N = TypeVar("N", int, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,19 +139,40 @@ def _core_of(cpu: int) -> str:
         return str(cpu)
 
 
+def cgroup_cpus() -> float | None:
+    """CPUs that the cgroup allows this process, or None for no limit."""
+    return _cgroup_cpu_quota()
+
+
+def cgroup_memory_bytes(root: Path = Path("/sys/fs/cgroup"), self_file: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Memory that the cgroup (version 2 or 1) and everything above it allow this process, or None for no limit."""
+    return min(_cgroup_limits("memory", _memory_v2, _memory_v1, root, self_file), default=None)
+
+
 def _cgroup_cpu_quota(root: Path = Path("/sys/fs/cgroup"), self_file: Path = Path("/proc/self/cgroup")) -> float | None:
     """CPUs allowed by the cgroup (version 2 or 1) and everything above it, or None for no limit."""
+    return min(_cgroup_limits("cpu", _quota_v2, _quota_v1, root, self_file), default=None)
+
+
+def _cgroup_limits(
+    controller: str,
+    read_v2: Callable[[Path], N | None],
+    read_v1: Callable[[Path], N | None],
+    root: Path,
+    self_file: Path,
+) -> list[N]:
+    """The limits of a controller that this process's group, and every group above it, set."""
     try:
         lines = self_file.read_text().splitlines()
     except OSError:
-        return None
+        return []
     limits = []
     for line in lines:
         _, controllers, group = line.split(":", 2)
         if controllers == "":
-            base, read = root, _quota_v2
-        elif "cpu" in controllers.split(","):
-            base, read = root / "cpu", _quota_v1
+            base, read = root, read_v2
+        elif controller in controllers.split(","):
+            base, read = root / controller, read_v1
         else:
             continue
         folder = base / group.strip("/")
@@ -157,7 +182,7 @@ def _cgroup_cpu_quota(root: Path = Path("/sys/fs/cgroup"), self_file: Path = Pat
             limit = read(candidate)
             if limit is not None:
                 limits.append(limit)
-    return min(limits, default=None)
+    return limits
 
 
 def _quota_v2(folder: Path) -> float | None:
@@ -175,6 +200,22 @@ def _quota_v1(folder: Path) -> float | None:
         return None if quota <= 0 else quota / period
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def _memory_v2(folder: Path) -> int | None:
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        return None if limit == "max" else int(limit)
+    except (OSError, ValueError):
+        return None
+
+
+def _memory_v1(folder: Path) -> int | None:
+    try:
+        limit = int((folder / "memory.limit_in_bytes").read_text())
+    except (OSError, ValueError):
+        return None
+    return None if limit >= _NO_LIMIT_BYTES else limit
 
 
 def _cpu_info() -> dict[str, str]:

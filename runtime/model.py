@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -13,7 +12,7 @@ from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.machine import usable_cores
 from onnxpress.runtime.origin import log_origin
-from onnxpress.runtime.providers import choose_providers
+from onnxpress.runtime.providers import Asked, choose_providers, graph_of
 from onnxpress.runtime.session import import_onnxruntime
 from onnxpress.runtime.tasks import TASKS
 from onnxpress.runtime.tasks.answering import Reader
@@ -26,8 +25,6 @@ from onnxpress.runtime.tasks.tagging import Tagger
 from onnxpress.runtime.tokenizer import Tokenizer
 from onnxpress.runtime.verifying import is_verified_here
 
-Providers = str | Sequence[str] | None
-
 SERVED: dict[str, type[TaskModel] | type[Generator]] = {**TASKS, "text-generation": Generator}
 """The tasks of bundles, and the classes that serve them."""
 
@@ -36,7 +33,7 @@ SERVED: dict[str, type[TaskModel] | type[Generator]] = {**TASKS, "text-generatio
 def load(
     path: str | Path,
     variant: str | None = ...,
-    providers: Providers = ...,
+    providers: Asked = ...,
     threads: int | None = ...,
     verify: bool = ...,
     *,
@@ -48,7 +45,7 @@ def load(
 def load(
     path: str | Path,
     variant: str | None = ...,
-    providers: Providers = ...,
+    providers: Asked = ...,
     threads: int | None = ...,
     verify: bool = ...,
     *,
@@ -60,7 +57,7 @@ def load(
 def load(
     path: str | Path,
     variant: str | None = ...,
-    providers: Providers = ...,
+    providers: Asked = ...,
     threads: int | None = ...,
     verify: bool = ...,
     *,
@@ -72,7 +69,7 @@ def load(
 def load(
     path: str | Path,
     variant: str | None = ...,
-    providers: Providers = ...,
+    providers: Asked = ...,
     threads: int | None = ...,
     verify: bool = ...,
     *,
@@ -84,7 +81,7 @@ def load(
 def load(
     path: str | Path,
     variant: str | None = ...,
-    providers: Providers = ...,
+    providers: Asked = ...,
     threads: int | None = ...,
     verify: bool = ...,
     *,
@@ -96,7 +93,7 @@ def load(
 def load(
     path: str | Path,
     variant: str | None = ...,
-    providers: Providers = ...,
+    providers: Asked = ...,
     threads: int | None = ...,
     verify: bool = ...,
     *,
@@ -108,7 +105,7 @@ def load(
 def load(
     path: str | Path,
     variant: str | None = ...,
-    providers: Providers = ...,
+    providers: Asked = ...,
     threads: int | None = ...,
     verify: bool = ...,
     *,
@@ -120,7 +117,7 @@ def load(
 def load(
     path: str | Path,
     variant: str | None = ...,
-    providers: Providers = ...,
+    providers: Asked = ...,
     threads: int | None = ...,
     verify: bool = ...,
     *,
@@ -131,7 +128,7 @@ def load(
 def load(
     path: str | Path,
     variant: str | None = None,
-    providers: Providers = None,
+    providers: Asked = None,
     threads: int | None = None,
     verify: bool = False,
     *,
@@ -143,8 +140,9 @@ def load(
     Args:
         path: the bundle folder; it may be read-only.
         variant: `fp32`, `int8`, ...; None for the bundle's default.
-        providers: `cpu`, `cuda`, `tensorrt`, or onnxruntime's names, in order of preference. One that is named and
-            cannot be used is an error. None: what the variant was made for, where this machine has it, else the CPU.
+        providers: `cpu`, `cuda`, `tensorrt`, onnxruntime's names, or options such as `CudaOptions(...)`
+            (`onnxpress.runtime.providers`), in order of preference. One that is named and cannot be used is an error.
+            None: what the variant was made for, where this machine has it, else the next best; the log says which.
         threads: CPU threads to use; None for the cores this process may use.
         verify: hash every file first.
         task: what the bundle must be for; another one is then an error, and type checkers know the class.
@@ -173,10 +171,11 @@ def load(
     if serves.needs is not None and getattr(manifest.settings, serves.needs) is None:
         raise InvalidBundleError(f"the manifest says nothing under {serves.needs!r}, which {manifest.task} needs")
     import_onnxruntime()
-    chosen_providers = choose_providers(providers, chosen.target)
-    if chosen.status == "unverified" and not is_verified_here(bundle, chosen, chosen_providers[0]):
+    chosen_providers = choose_providers(providers, graph_of(bundle, chosen))
+    leader = chosen_providers[0].name
+    if chosen.status == "unverified" and not is_verified_here(bundle, chosen, leader):
         warnings.warn(
-            f"variant {chosen.name!r} is not verified on {chosen_providers[0]}; run `onnxpress verify {path}` here",
+            f"variant {chosen.name!r} is not verified on {leader}; run `onnxpress verify {path}` here",
             stacklevel=2,
         )
     log_origin(bundle, chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from onnxpress.runtime import hardware
 from onnxpress.runtime.errors import InvalidBundleError, ProviderError, first_line
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
-from onnxpress.runtime.providers import CPU
+from onnxpress.runtime.providers.options import ON_CPU, Provider
+from onnxpress.runtime.providers.placement import RECORD_KEY
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -33,7 +35,7 @@ def make_session(
     settings: SessionSettings,
     *,
     threads: int,
-    providers: Sequence[str] = (CPU,),
+    providers: Sequence[Provider] = ON_CPU,
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX file.
 
@@ -41,7 +43,7 @@ def make_session(
         model: path of the file.
         settings: the graph options the variant was measured with.
         threads: threads that share one operator; 1 makes no thread pool, so several runs may go side by side.
-        providers: onnxruntime's names, most wanted first.
+        providers: most wanted first. Building an engine of TensorRT is announced on the log.
 
     Raises:
         InvalidBundleError: onnxruntime cannot load the file.
@@ -56,27 +58,31 @@ def make_session(
     options.log_severity_level = _ERRORS_ONLY
     # Texts differ in length from run to run; the memory plan onnxruntime would keep for each shape never pays.
     options.enable_mem_pattern = False
-    for key, value in {**hardware.session_config(describe_machine()), **settings.config}.items():
+    options.enable_cpu_mem_arena = all(provider.options.get("use_arena") != "0" for provider in providers)
+    for key, value in {RECORD_KEY: "1", **hardware.session_config(describe_machine()), **settings.config}.items():
         options.add_session_config_entry(key, value)
     # A provider that fails to start is reported below, in a sentence, rather than by onnxruntime's own log.
     onnxruntime.set_default_logger_severity(_SILENT)
     try:
-        session = onnxruntime.InferenceSession(
-            str(model),
-            options,
-            providers=list(providers),
-            disabled_optimizers=list(settings.disabled_optimizers),
-            enable_fallback=0,
-        )
+        with contextlib.ExitStack() as builds:
+            for provider in providers:
+                builds.enter_context(provider.build or contextlib.nullcontext())
+            session = onnxruntime.InferenceSession(
+                str(model),
+                options,
+                providers=[(provider.name, provider.options) for provider in providers],
+                disabled_optimizers=list(settings.disabled_optimizers),
+                enable_fallback=0,
+            )
     # onnxruntime's exception classes have no common base but Exception.
     except Exception as error:
         raise InvalidBundleError(f"onnxruntime cannot load {model}: {first_line(error)}") from error
     finally:
         onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
-    if session.get_providers()[0] != providers[0]:
+    if session.get_providers()[0] != providers[0].name:
         raise ProviderError(
-            f"{providers[0]} did not start, onnxruntime would have used {session.get_providers()[0]}; its libraries "
-            "(CUDA, cuDNN, TensorRT) are probably missing or of another version"
+            f"{providers[0].name} did not start, onnxruntime would have used {session.get_providers()[0]}; its "
+            "libraries (CUDA, cuDNN, TensorRT) are probably missing or of another version: see onnxpress doctor"
         )
     return session
 

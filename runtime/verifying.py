@@ -16,7 +16,7 @@ from onnxpress.runtime.bundle import Bundle
 from onnxpress.runtime.machine import describe_machine, usable_cores
 from onnxpress.runtime.manifest import TaskSettings, Tensor, Variant
 from onnxpress.runtime.paths import user_cache, write_atomically
-from onnxpress.runtime.providers import choose_providers, require_target
+from onnxpress.runtime.providers import Asked, choose_providers, graph_of
 from onnxpress.runtime.session import make_session, runner
 from onnxpress.runtime.verification import CASES_FILE, Run, check_parity, load_cases
 
@@ -33,22 +33,20 @@ class Verdict:
     provider: str
 
 
-def verify_variant(
-    bundle: Bundle, variant: Variant, providers: Sequence[str] | None = None, threads: int | None = None
-) -> Verdict:
+def verify_variant(bundle: Bundle, variant: Variant, providers: Asked = None, threads: int | None = None) -> Verdict:
     """Run a variant on its verification inputs and remember the verdict.
 
     Args:
         bundle: an opened bundle.
         variant: one of its variants.
-        providers: execution providers, or None for the variant's target, which must then be usable here.
+        providers: as `onnxpress.load` takes them, or None for the variant's target, which must then be usable here.
         threads: CPU threads; None for the cores this process may use.
 
     Raises:
         ProviderError: the provider cannot be used on this machine.
         InvalidBundleError: the variant does not load, or the bundle has no verification inputs.
     """
-    chosen = choose_providers(providers) if providers else require_target(variant.target)
+    chosen = choose_providers(providers or variant.target, graph_of(bundle, variant))
     session = make_session(
         bundle.model_path(variant), variant.session, threads=threads or usable_cores(), providers=chosen
     )
@@ -56,10 +54,10 @@ def verify_variant(
     run, compared = run_of(session, bundle.manifest.settings, bundle.manifest.outputs)
     parity = check_parity(run, cases, compared, variant.parity_kind, variant.parity_threshold)
     sentence = parity.failure() or (
-        f"passed on {chosen[0]}: largest difference {parity.max_abs_difference:.2g}, lowest cosine similarity "
+        f"passed on {chosen[0].name}: largest difference {parity.max_abs_difference:.2g}, lowest cosine similarity "
         f"{parity.min_cosine:.5f} over {len(cases)} inputs"
     )
-    verdict = Verdict(parity.passed, sentence, chosen[0])
+    verdict = Verdict(parity.passed, sentence, chosen[0].name)
     path = _verdict_path(bundle, variant)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(dataclasses.asdict(verdict)).encode())

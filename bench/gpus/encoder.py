@@ -120,7 +120,7 @@ def time_shape(encode: Encode, batch: int, tokens: int, vocabulary: int, seconds
     mask = np.ones_like(ids)
     for _ in range(3):
         encode(ids, mask)
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < _LEAST_RUNS:
         start = time.perf_counter()
@@ -142,7 +142,7 @@ def time_mixed(encode: Encode, lengths: list[int], vocabulary: int, rounds: int)
         for row, length in enumerate(part):
             ids[row, :length] = random.integers(10, vocabulary, length)
         batches.append((ids, (ids > 0).astype(np.int64)))
-    times = []
+    times: list[float] = []
     for _ in range(rounds + 1):
         begin = time.perf_counter()
         for ids, mask in batches:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxpress.runtime.generation.storage import TOTAL_LENGTH, Buffer, DeviceBuffer, DeviceStorage
-from onnxpress.runtime.providers import SHORT_NAMES
+from onnxpress.runtime.providers import CUDA
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -226,7 +226,7 @@ _GRAPHS: weakref.WeakKeyDictionary[onnxruntime.InferenceSession, Graphs] = weakr
 
 def graphs_of(session: onnxruntime.InferenceSession) -> Graphs | None:
     """What all decoders of a session share where it was made with the option `enable_cuda_graph`, else None."""
-    options = session.get_provider_options().get(SHORT_NAMES["cuda"], {})
+    options = session.get_provider_options().get(CUDA, {})
     if options.get("enable_cuda_graph") != "1":
         return None
     return _GRAPHS.setdefault(session, Graphs(session))

@@ -31,7 +31,8 @@ from onnxpress.runtime.generation.storage import storage_of
 from onnxpress.runtime.generation.streaming import Detokenizer
 from onnxpress.runtime.generation.streams import AsyncStream, MakeRequest, Stream
 from onnxpress.runtime.manifest import TaskSettings
-from onnxpress.runtime.providers import CPU, SHORT_NAMES
+from onnxpress.runtime.providers import CPU, CUDA, Placement, Provider
+from onnxpress.runtime.providers.placement import placement_of
 from onnxpress.runtime.session import make_session
 from onnxpress.runtime.tokenizer import Tokenizer
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, Any]]
 
-_PROVIDERS = (CPU, SHORT_NAMES["cuda"])
+_PROVIDERS = (CPU, CUDA)
 MOST_ROWS = 16
 """Requests that are answered at once, where the cache may become large enough."""
 
@@ -89,7 +90,7 @@ class Generator:
         cls,
         bundle: Bundle,
         variant: Variant,
-        providers: Sequence[str],
+        providers: Sequence[Provider],
         threads: int,
         *,
         cache_bytes: int | None = None,
@@ -100,7 +101,7 @@ class Generator:
         Args:
             bundle: for text-generation.
             variant: of the bundle.
-            providers: onnxruntime's names, most wanted first.
+            providers: most wanted first.
             threads: CPU threads to use.
             cache_bytes: what keys and values of all requests may take; None for half of the memory that is free now,
                 of the GPU's on CUDA.
@@ -110,10 +111,9 @@ class Generator:
             InvalidBundleError: the graph is not what the manifest says.
             ProviderError: the provider is neither the CPU nor CUDA, or does not take the type of the variant's cache.
         """
-        if providers[0] not in _PROVIDERS:
+        if (name := providers[0].name) not in _PROVIDERS:
             raise ProviderError(
-                f"text generation keeps its cache where {' or '.join(_PROVIDERS)} read it; use one of them, not "
-                f"{providers[0]}"
+                f"text generation keeps its cache where {' or '.join(_PROVIDERS)} read it; use one of them, not {name}"
             )
         settings = bundle.manifest.settings
         assert settings.generation is not None
@@ -122,7 +122,7 @@ class Generator:
         layout = layout_of(session, settings.generation, storage)
         cache = KeyValueCache(layout, settings.generation.context, cache_bytes, most_rows, storage)
         tokenizer = Tokenizer(bundle.path_of(settings.tokenizer.file), settings.tokenizer)
-        served = Served(bundle, variant, tuple(providers), threads)
+        served = Served(bundle, variant, tuple(provider.name for provider in providers), threads)
         return cls(Engine(Decoder(session, cache)), tokenizer, settings, served)
 
     @overload
@@ -266,6 +266,10 @@ class Generator:
     def threads(self) -> int:
         """CPU threads in use."""
         return self._served.threads
+
+    def placement(self) -> Placement:
+        """Which provider each node of the graph runs on, by onnxruntime's own record (docs/placement.md)."""
+        return placement_of(self.engine.decoder.session, self.variant.name)
 
     @property
     def _served(self) -> Served:

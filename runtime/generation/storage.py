@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxpress.runtime.machine import describe_machine
-from onnxpress.runtime.providers import SHORT_NAMES
+from onnxpress.runtime.providers import CUDA
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -220,12 +220,11 @@ def storage_of(session: onnxruntime.InferenceSession) -> Storage:
     Raises:
         ProviderError: the CUDA driver does not serve the session's device.
     """
-    cuda = SHORT_NAMES["cuda"]
-    if session.get_providers()[0] != cuda:
+    if session.get_providers()[0] != CUDA:
         return HOST
     from onnxpress.runtime.generation.cuda import cuda_driver
 
-    device_id = int(session.get_provider_options().get(cuda, {}).get("device_id", 0))
+    device_id = int(session.get_provider_options().get(CUDA, {}).get("device_id", 0))
     return DeviceStorage(cuda_driver(device_id), "cuda", device_id)
 
 

@@ -13,6 +13,7 @@ from onnxpress.runtime.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from onnxpress.runtime.bundle import Bundle
     from onnxpress.runtime.manifest import Variant
+    from onnxpress.runtime.providers import Placement
 
 
 def texts_only(texts: Iterable[str]) -> list[str]:
@@ -70,6 +71,10 @@ class TaskModel:
     def threads(self) -> int:
         """CPU threads in use."""
         return self._graph.threads
+
+    def placement(self) -> Placement:
+        """Which provider each node of the graph runs on, by onnxruntime's own record (docs/placement.md)."""
+        return self._graph.placement()
 
     def close(self) -> None:
         """End the worker threads. The model may be used again; they are then started anew."""

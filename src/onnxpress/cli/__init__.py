@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 import onnxpress
-from onnxpress.cli import bench, chat, compare, debug, export, inspect, report, run, verify
+from onnxpress.cli import bench, chat, compare, debug, doctor, export, inspect, report, run, verify
 from onnxpress.runtime.errors import OnnxpressError
 
 COMMANDS = {
@@ -26,6 +26,7 @@ COMMANDS = {
     "bench": bench,
     "compare": compare,
     "debug": debug,
+    "doctor": doctor,
 }
 INTERRUPTED = 130
 

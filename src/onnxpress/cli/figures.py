@@ -31,6 +31,8 @@ def log_on_stderr() -> Iterator[None]:
 
     class Said(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            if getattr(record, "routine", False):  # what was chosen by itself and is as it should be
+                return
             level = "warning: " if record.levelno >= logging.WARNING else ""
             print(f"onnxpress: {level}{record.getMessage()}", file=sys.stderr)
 

@@ -23,9 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="the bundle folder")
     parser.add_argument("--verify", action="store_true", help="hash every file and compare with the manifest")
     parser.add_argument(
+        "--placement",
+        action="store_true",
+        help="load a variant and show which execution provider runs each of its nodes (docs/placement.md)",
+    )
+    parser.add_argument("--variant", help="the variant of --placement (default: the bundle's default)")
+    parser.add_argument(
+        "--providers", help="for --placement: execution providers, such as cuda, in order of preference"
+    )
+    parser.add_argument(
         "--json",
         action="store_true",
-        help="print the manifest as JSON, with what is known of this machine under `here`",
+        help="print the manifest as JSON, with what is known of this machine under `here`; with --placement that alone",
     )
 
 
@@ -34,8 +43,13 @@ def run(arguments: argparse.Namespace) -> int:
     from onnxpress.cli.figures import tell_origin
     from onnxpress.runtime.bench import read_bench
     from onnxpress.runtime.bundle import open_bundle
+    from onnxpress.runtime.errors import InvalidInputError
 
     bundle = open_bundle(arguments.bundle, verify=arguments.verify)
+    if arguments.placement:
+        return _show_placement(arguments)
+    if arguments.variant or arguments.providers:
+        raise InvalidInputError("--variant and --providers are for --placement")
     kept = read_bench(bundle)
     if arguments.json:
         print(json.dumps(dataclasses.asdict(bundle.manifest) | _here(bundle, kept), ensure_ascii=False))
@@ -48,6 +62,18 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         count = len(bundle.manifest.files)
         print(f"verified: {count} files have the content they were sealed with", file=sys.stderr)
+    return 0
+
+
+def _show_placement(arguments: argparse.Namespace) -> int:
+    from onnxpress.cli.figures import log_on_stderr
+    from onnxpress.cli.placement import show_placement
+    from onnxpress.runtime.model import load
+
+    providers = arguments.providers.split(",") if arguments.providers else None
+    with log_on_stderr():
+        model = load(arguments.bundle, arguments.variant, providers)
+    show_placement(model.placement(), arguments.json)
     return 0
 
 
