@@ -19,7 +19,7 @@ from onnxpress.runtime.generation.constraints import json_schema, regex
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.generation.options import BEYOND_SAMPLING, Options
 from onnxpress.runtime.generation.sampling import Sampling
-from onnxpress.runtime.providers import CudaOptions
+from onnxpress.runtime.providers import Provider
 from tests.tiny_generator import TINY, byte_tokenizer, make_bundle, opening
 
 
@@ -253,9 +253,9 @@ def test_a_deadline_gives_what_is_there(generator: Generator) -> None:
     assert (answer.finish_reason, answer.token_ids) == ("timeout", ())
 
 
-def test_other_providers_than_the_cpu_are_refused(bundle: Bundle) -> None:
-    with pytest.raises(ProviderError, match="CUDAExecutionProvider"):
-        Generator.open(bundle, bundle.manifest.variant(None), [CudaOptions().provider()], 1)
+def test_other_providers_than_the_cpu_and_cuda_are_refused(bundle: Bundle) -> None:
+    with pytest.raises(ProviderError, match=r"CPUExecutionProvider or CUDA.*, not TensorrtExecutionProvider"):
+        Generator.open(bundle, bundle.manifest.variant(None), [Provider("TensorrtExecutionProvider")], 1)
 
 
 def test_the_options_are_those_of_sampling_and_some_more() -> None:

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.generation.bindings import FloatArray
 from onnxpress.runtime.generation.cache import KeyValueCache
 from onnxpress.runtime.generation.checks import number, whole
-from onnxpress.runtime.generation.decoder import Decoder, FloatArray
+from onnxpress.runtime.generation.decoder import Decoder
 from onnxpress.runtime.generation.sampling import Sampling
 
 _MOST_BEAMS = 64
@@ -132,9 +133,12 @@ class BeamSearch:
 
         Raises:
             CacheMemoryError: so many rows of that length do not fit the memory allowed.
+            InvalidInputError: the session captures CUDA graphs, beside which no other thread may run it.
         """
+        if self._decoder.graphs is not None:
+            raise InvalidInputError("num_beams cannot be combined with CUDA graphs; load the model without them")
         shared = self._decoder.cache
-        cache = KeyValueCache(shared.layout, shared.context, shared.limit_bytes, most_rows=beams.num_beams)
+        cache = KeyValueCache(shared.layout, shared.context, shared.limit_bytes, beams.num_beams, shared.storage)
         capacity = len(prompt) + most_new - 1
         cache.require(capacity, beams.num_beams)
         with self._lock:

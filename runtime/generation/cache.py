@@ -3,7 +3,7 @@
 Each layer has a key and a value buffer [rows, kv_heads, capacity, head_dim], bound both as past and as present of the
 graph, so that a step writes the new tokens in place and copies nothing. Rows stay contiguous because a decoding step
 reads the first n of them. Buffers grow in steps, so that growth is rare; what a rectangle takes is known before it is
-allocated. Memory that was never written to costs address space only, where the system hands out pages when touched.
+allocated. What memory they lie in is storage.py's.
 
 Knows nothing of requests (engine.py) and graphs (decoder.py). One thread uses it at a time.
 """
@@ -12,17 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
 
 from onnxpress.runtime.errors import InvalidInputError
-from onnxpress.runtime.machine import describe_machine
-
-Buffer = npt.NDArray[Any]
-"""[rows, kv_heads, capacity, head_dim] of the cache's type."""
+from onnxpress.runtime.generation.storage import HOST, ITEM_BYTES, Buffer, CacheType, Storage
 
 _LEAST_CAPACITY = 128
 _SHARE_OF_FREE_MEMORY = 0.5  # what a cache may take where nobody says: the rest is for weights and activations
@@ -40,13 +32,13 @@ class CacheLayout:
     """By layer."""
     head_dims: tuple[int, ...]
     """By layer."""
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: CacheType = "float32"
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one token: keys and values of all layers."""
         values = sum(heads * size for heads, size in zip(self.kv_heads, self.head_dims, strict=True))
-        return 2 * values * np.dtype(self.dtype).itemsize
+        return 2 * values * ITEM_BYTES[self.dtype]
 
     def size_bytes(self, rows: int, capacity: int) -> int:
         """Bytes of a cache for `rows` requests of up to `capacity` tokens."""
@@ -60,17 +52,26 @@ class KeyValueCache:
     appends to them.
     """
 
-    def __init__(self, layout: CacheLayout, context: int, limit_bytes: int | None = None, most_rows: int = 16) -> None:
+    def __init__(
+        self,
+        layout: CacheLayout,
+        context: int,
+        limit_bytes: int | None = None,
+        most_rows: int = 16,
+        storage: Storage = HOST,
+    ) -> None:
         """
         Args:
             layout: of the model.
             context: tokens of a row at most.
             limit_bytes: what all buffers may take; None for half of the memory that is free now.
             most_rows: rows at most.
+            storage: where the buffers lie.
         """
         self.layout = layout
+        self.storage = storage
         self.context = context
-        self.limit_bytes = int(free_memory_bytes() * _SHARE_OF_FREE_MEMORY) if limit_bytes is None else limit_bytes
+        self.limit_bytes = int(storage.free_bytes() * _SHARE_OF_FREE_MEMORY) if limit_bytes is None else limit_bytes
         self.most_rows = most_rows
         self.rows = 0
         self.capacity = 0
@@ -115,17 +116,19 @@ class KeyValueCache:
             the old row that each row holds now; -1 for none.
 
         Raises:
-            CacheMemoryError: the system has not that much memory; the cache is as before.
+            CacheMemoryError: there is not that much memory; the cache is as before.
         """
         if rows <= self.rows and capacity <= self.capacity:
             return list(range(self.rows))
         new_rows, new_capacity = self._rectangle(rows, capacity)
         try:
-            grown = {name: np.zeros(shape, self.layout.dtype) for name, shape in self._shapes(new_rows, new_capacity)}
+            shapes = self._shapes(new_rows, new_capacity)
+            grown = {name: self.storage.zeros(shape, self.layout.dtype) for name, shape in shapes}
         except MemoryError as error:
+            size = _megabytes(self.layout.size_bytes(new_rows, new_capacity))
             raise CacheMemoryError(
-                f"the system has no {_megabytes(self.layout.size_bytes(new_rows, new_capacity))} for the cache of "
-                f"{new_rows} requests with {new_capacity} tokens; allow fewer at once, or ask for fewer tokens"
+                f"the {self.storage.owner} has no {size} for the cache of {new_rows} requests with {new_capacity} "
+                "tokens; allow fewer at once, or ask for fewer tokens"
             ) from error
         origin = [row for row in keep if len(self.tokens[row]) <= new_capacity][:new_rows]
         for name, buffer in grown.items():
@@ -133,7 +136,7 @@ class KeyValueCache:
             for row, source in enumerate(origin):
                 length = len(self.tokens[source])
                 if old is not None and length:
-                    buffer[row, :, :length] = old[source, :, :length]
+                    self.storage.copy(buffer, row, old, source, length)
             self.buffers[name] = buffer
         empty = new_rows - len(origin)
         self.tokens = [self.tokens[source] for source in origin] + [[] for _ in range(empty)]
@@ -148,21 +151,15 @@ class KeyValueCache:
         if not self.tokens[first]:
             first, second = second, first
         length = max(len(self.tokens[first]), len(self.tokens[second]))
-        one_way = not self.tokens[second]
+        targets, sources = ([second, first], [first, second]) if self.tokens[second] else ([second], [first])
         for buffer in self.buffers.values():
-            a, b = buffer[first, :, :length], buffer[second, :, :length]
-            if one_way:
-                b[:] = a
-            else:
-                held = b.copy()
-                b[:] = a
-                a[:] = held
+            self.storage.move(buffer, targets, sources, 0, length)
         self.tokens[first], self.tokens[second] = self.tokens[second], self.tokens[first]
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Make `target` hold the first `length` tokens of `source`."""
         for buffer in self.buffers.values():
-            buffer[target, :, :length] = buffer[source, :, :length]
+            self.storage.move(buffer, [target], [source], 0, length)
         self.tokens[target] = self.tokens[source][:length]
 
     def rearrange(self, origin: Sequence[int], start: int) -> None:
@@ -177,7 +174,7 @@ class KeyValueCache:
         length = len(self.tokens[origin[0]])
         if moved:
             for buffer in self.buffers.values():
-                buffer[moved, :, start:length] = buffer[sources, :, start:length]
+                self.storage.move(buffer, moved, sources, start, length)
         self.tokens[: len(origin)] = [list(self.tokens[source]) for source in origin]
 
     def truncate(self, row: int, length: int = 0) -> None:
@@ -222,22 +219,6 @@ def shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
         else:
             high = middle - 1
     return low
-
-
-def free_memory_bytes() -> int:
-    """Memory that this process could still get: what the system has available, within the limit of its container."""
-    available = describe_machine().memory_bytes
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            available = min(available, int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # not Linux, or no limit of a container
-        pass
-    return max(0, available)
 
 
 def _power_of_two(number: int) -> int:

@@ -3,31 +3,43 @@
 Glossary: B rows in a run, S new tokens of a row (padded on the right), P of them whose logits are wanted, V vocabulary.
 
 A run at batch 1 takes a few milliseconds, so nothing is made anew for a step: the inputs of a run with the same rows
-live in the same arrays, bound once together with the cache; a step writes numbers into them. Knows nothing of requests
-and texts. One thread uses it at a time.
+live in the same arrays, bound once together with the cache (bindings.py); a step writes numbers into them. Knows
+nothing of requests and texts. One thread uses it at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxpress.runtime.errors import InvalidBundleError
+from onnxpress.runtime.errors import InvalidBundleError, ProviderError
+from onnxpress.runtime.generation.bindings import (
+    LOGIT_INDEX,
+    LOGITS,
+    Binding,
+    DeviceBinding,
+    FloatArray,
+    close_all,
+    graphs_of,
+)
 from onnxpress.runtime.generation.cache import CacheLayout, KeyValueCache
+from onnxpress.runtime.generation.storage import CacheType, DeviceBuffer, DeviceStorage, Storage
 
 if TYPE_CHECKING:
     import onnxruntime
 
     from onnxpress.runtime.manifest import GenerationSettings
 
-FloatArray = npt.NDArray[np.float32]
-
 _MOST_BINDINGS = 64
-_LOGITS = "logits"
-_LOGIT_INDEX = "logit_index"
+_TYPES: dict[str, CacheType] = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+}
+"""Types of caches, by what onnxruntime calls them."""
 
 
 class Decoder:
@@ -37,8 +49,8 @@ class Decoder:
         """
         Args:
             session: of a graph with the inputs `input_ids`, `position_ids`, `logit_index`, `seqlens_k`,
-                `total_sequence_length` and `past.*` (docs/generation.md), on the CPU.
-            cache: of the layout the graph has.
+                `total_sequence_length` and `past.*` (docs/generation.md).
+            cache: of the layout the graph has, in the storage that `storage_of` gives for the session.
 
         Raises:
             InvalidBundleError: the graph has no `logit_index`, or its cache is not of the layout.
@@ -46,14 +58,17 @@ class Decoder:
         self.cache = cache
         self.session = session
         self._inputs = {node.name for node in session.get_inputs()}
-        if _LOGIT_INDEX not in self._inputs:
+        if LOGIT_INDEX not in self._inputs:
             raise InvalidBundleError(
-                f"the graph has no input {_LOGIT_INDEX!r}, the tokens whose logits are wanted; export the bundle again"
+                f"the graph has no input {LOGIT_INDEX!r}, the tokens whose logits are wanted; export the bundle again"
             )
         _check_layout(session, cache.layout)
-        self.vocabulary = int(next(node.shape[-1] for node in session.get_outputs() if node.name == _LOGITS))
-        self._bindings: dict[tuple[int, int, int], _Binding] = {}
+        self.vocabulary = int(next(node.shape[-1] for node in session.get_outputs() if node.name == LOGITS))
+        self._bindings: dict[tuple[int, int, int, bool], Binding] = {}
         self._logits: FloatArray = np.empty((0, self.vocabulary), np.float32)
+        self._storage = cache.storage if isinstance(cache.storage, DeviceStorage) else None
+        self._logits_there: DeviceBuffer | None = None  # where a device writes them
+        self.graphs = None if self._storage is None else graphs_of(session)
 
     def start(self, first_row: int, prompts: Sequence[Sequence[int]]) -> FloatArray:
         """Run new prompts of any lengths together, in the empty rows from `first_row` on.
@@ -101,7 +116,7 @@ class Decoder:
         Returns:
             logits after the tokens: float32 [B, V], valid until the next run.
         """
-        binding = self._binding(first_row, len(tokens))
+        binding = self._binding(first_row, len(tokens), captured=self.graphs is not None)
         binding.resize(1)
         held = self.cache.tokens[first_row : first_row + len(tokens)]
         lengths = np.array([len(row) for row in held])
@@ -112,100 +127,84 @@ class Decoder:
 
     def release(self) -> None:
         """Give the memory of the cache back; the next use allocates it anew."""
-        self._bindings.clear()
+        self._unbind()
         self.cache.release()
 
     def _run(
-        self, binding: _Binding, first_row: int, tokens: Sequence[Sequence[int]], lengths: npt.NDArray[np.int_]
+        self, binding: Binding, first_row: int, tokens: Sequence[Sequence[int]], lengths: npt.NDArray[np.int_]
     ) -> FloatArray:
         """`lengths`: tokens of each row once these are in, [B]."""
         longest = int(lengths.max())
         assert longest <= self.cache.capacity, f"{longest} tokens in a cache of {self.cache.capacity}"
         binding.seqlens_k[:] = lengths - 1
         binding.total_sequence_length[0] = longest
-        self.session.run_with_iobinding(binding.io)
+        binding.run()
         for row, new in enumerate(tokens, first_row):
             self.cache.tokens[row].extend(new)
         return binding.logits
 
-    def _binding(self, first_row: int, rows: int, positions: int = 1) -> _Binding:
-        """The bound arrays for these rows, made once for as long as the cache has the same buffers."""
-        key = (first_row, rows, positions)
+    def _binding(self, first_row: int, rows: int, positions: int = 1, captured: bool = False) -> Binding:
+        """The bound arrays for these rows, made once for as long as the cache has the same buffers.
+
+        Args:
+            first_row: of the run.
+            rows: of the run.
+            positions: P.
+            captured: for decoding steps that become CUDA graphs, whose addresses must not change.
+        """
+        key = (first_row, rows, positions, captured)
         binding = self._bindings.get(key)
         if binding is not None and binding.version == self.cache.version:
             return binding
         if len(self._bindings) >= _MOST_BINDINGS or (binding is not None):
-            self._bindings.clear()
+            self._unbind()
         wanted = rows * positions
         if len(self._logits) < wanted:
-            self._bindings.clear()  # they write to the array that is replaced
-            self._logits = np.empty((max(wanted, self.cache.rows), self.vocabulary), np.float32)
-        self._bindings[key] = _Binding(self.session, self.cache, first_row, rows, self._logits[:wanted], self._inputs)
+            self._unbind()  # they write to the array that is replaced
+            self._make_logits(max(wanted, self.cache.rows))
+        arguments = (self.session, self.cache, first_row, rows, self._logits[:wanted], self._inputs)
+        if self._logits_there is None:
+            self._bindings[key] = Binding(*arguments)
+        else:
+            self._bindings[key] = DeviceBinding(*arguments, self._logits_there, self.graphs, captured)
         return self._bindings[key]
 
+    def _make_logits(self, rows: int) -> None:
+        shape = (rows, self.vocabulary)
+        if self._storage is None:
+            self._logits = np.empty(shape, np.float32)
+        else:
+            self._logits = self._storage.driver.host_array(shape, np.float32)
+            self._logits_there = DeviceBuffer(self._storage.driver, shape, self._logits.itemsize)
 
-class _Binding:
-    """The arrays a run over certain rows reads and writes, bound to the session. Only a change of S binds anew."""
-
-    def __init__(
-        self,
-        session: onnxruntime.InferenceSession,
-        cache: KeyValueCache,
-        first_row: int,
-        rows: int,
-        logits: FloatArray,
-        inputs: set[str],
-    ) -> None:
-        self.io = session.io_binding()
-        self.version = cache.version
-        self.logits = logits  # [B * P, V]
-        self.logit_index = np.zeros((rows, len(logits) // rows), np.int64)
-        self.seqlens_k = np.zeros(rows, np.int32)
-        self.total_sequence_length = np.zeros(1, np.int32)
-        self.input_ids = self.position_ids = np.zeros((rows, 0), np.int64)
-        self._inputs = inputs
-        for name in (_LOGIT_INDEX, "seqlens_k", "total_sequence_length"):
-            self._bind_input(name, getattr(self, name))
-        for name, buffer in cache.buffers.items():
-            part = buffer[first_row : first_row + rows]
-            self._bind_input(name, part)
-            self._bind_output(name.replace("past", "present", 1), part)
-        self._bind_output(_LOGITS, logits.reshape(*self.logit_index.shape, -1))
-
-    def resize(self, tokens: int) -> None:
-        """Make room for `tokens` new tokens a row."""
-        if self.input_ids.shape[1] != tokens:
-            shape = (len(self.seqlens_k), tokens)
-            self.input_ids, self.position_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-            self._bind_input("input_ids", self.input_ids)
-            self._bind_input("position_ids", self.position_ids)
-
-    def _bind_input(self, name: str, array: npt.NDArray[Any]) -> None:
-        if name in self._inputs:  # a model without positions, for one, has no input for them
-            self.io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-
-    def _bind_output(self, name: str, array: npt.NDArray[Any]) -> None:
-        self.io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+    def _unbind(self) -> None:
+        close_all(list(self._bindings.values()))
+        self._bindings.clear()
 
 
-def layout_of(session: onnxruntime.InferenceSession, settings: GenerationSettings) -> CacheLayout:
+def layout_of(session: onnxruntime.InferenceSession, settings: GenerationSettings, storage: Storage) -> CacheLayout:
     """What a graph keeps of each token: sizes from the manifest, the type, in which variants differ, from the graph.
 
     Raises:
-        InvalidBundleError: the type is one that numpy does not have.
+        InvalidBundleError: the type is none of a cache.
+        ProviderError: no attention kernel takes it there.
     """
     found = {node.type for node in session.get_inputs() if node.name.startswith("past.")}
-    types: dict[str, Literal["float32", "float16"]] = {"tensor(float)": "float32", "tensor(float16)": "float16"}
-    for name in found - types.keys():
+    for name in found - _TYPES.keys():
         raise InvalidBundleError(f"the graph's cache is {name}, which generation does not keep; use another variant")
-    return CacheLayout(settings.kv_heads, settings.head_dims, types[found.pop()] if found else "float32")
+    dtype = _TYPES[found.pop()] if found else "float32"
+    if dtype not in storage.types:
+        raise ProviderError(
+            f"the graph's cache is {dtype}; onnxruntime's attention on the {storage.owner} takes "
+            f"{' or '.join(storage.types)}; use another variant, or another provider"
+        )
+    return CacheLayout(settings.kv_heads, settings.head_dims, dtype)
 
 
 def _check_layout(session: onnxruntime.InferenceSession, layout: CacheLayout) -> None:
     """Buffers of another shape or type than the graph's would be read as what they are not."""
-    types = {"tensor(float)": "float32", "tensor(float16)": "float16"}
     found = {
-        node.name: (node.shape[1], node.shape[3], types.get(node.type, node.type))
+        node.name: (node.shape[1], node.shape[3], _TYPES.get(node.type, node.type))
         for node in session.get_inputs()
         if node.name.startswith("past.")
     }

@@ -27,10 +27,11 @@ from onnxpress.runtime.generation.replay import Replay
 from onnxpress.runtime.generation.requests import Delta, Generation, Request
 from onnxpress.runtime.generation.sampling import Sampler, Sampling
 from onnxpress.runtime.generation.stopping import AnswerText, Ending, StopTracker
+from onnxpress.runtime.generation.storage import storage_of
 from onnxpress.runtime.generation.streaming import Detokenizer
 from onnxpress.runtime.generation.streams import AsyncStream, MakeRequest, Stream
 from onnxpress.runtime.manifest import TaskSettings
-from onnxpress.runtime.providers import CPU, Placement, Provider
+from onnxpress.runtime.providers import CPU, CUDA, Placement, Provider
 from onnxpress.runtime.providers.placement import placement_of
 from onnxpress.runtime.session import make_session
 from onnxpress.runtime.tokenizer import Tokenizer
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, Any]]
 
+_PROVIDERS = (CPU, CUDA)
 MOST_ROWS = 16
 """Requests that are answered at once, where the cache may become large enough."""
 
@@ -101,20 +103,24 @@ class Generator:
             variant: of the bundle.
             providers: most wanted first.
             threads: CPU threads to use.
-            cache_bytes: what keys and values of all requests may take; None for half of the memory that is free now.
+            cache_bytes: what keys and values of all requests may take; None for half of the memory that is free now,
+                of the GPU's on CUDA.
             most_rows: requests that run at once.
 
         Raises:
             InvalidBundleError: the graph is not what the manifest says.
-            ProviderError: the provider is not the CPU.
+            ProviderError: the provider is neither the CPU nor CUDA, or does not take the type of the variant's cache.
         """
-        if (name := providers[0].name) != CPU:
-            raise ProviderError(f"text generation keeps its cache in the CPU's memory; use {CPU}, not {name}")
+        if (name := providers[0].name) not in _PROVIDERS:
+            raise ProviderError(
+                f"text generation keeps its cache where {' or '.join(_PROVIDERS)} read it; use one of them, not {name}"
+            )
         settings = bundle.manifest.settings
         assert settings.generation is not None
         session = make_session(bundle.model_path(variant), variant.session, threads=threads, providers=providers)
-        layout = layout_of(session, settings.generation)
-        cache = KeyValueCache(layout, settings.generation.context, cache_bytes, most_rows)
+        storage = storage_of(session)
+        layout = layout_of(session, settings.generation, storage)
+        cache = KeyValueCache(layout, settings.generation.context, cache_bytes, most_rows, storage)
         tokenizer = Tokenizer(bundle.path_of(settings.tokenizer.file), settings.tokenizer)
         served = Served(bundle, variant, tuple(provider.name for provider in providers), threads)
         return cls(Engine(Decoder(session, cache)), tokenizer, settings, served)

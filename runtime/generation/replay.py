@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from onnxpress.runtime.generation.bindings import FloatArray
 from onnxpress.runtime.generation.cache import KeyValueCache
-from onnxpress.runtime.generation.decoder import Decoder, FloatArray, layout_of
+from onnxpress.runtime.generation.decoder import Decoder, layout_of
+from onnxpress.runtime.generation.storage import storage_of
 from onnxpress.runtime.manifest import GenerationSettings, Tensor
 from onnxpress.runtime.verification import Run
 
@@ -32,8 +34,9 @@ class Replay:
         self, session: onnxruntime.InferenceSession, settings: GenerationSettings, most_rows: int = 16
     ) -> None:
         self.most_rows = most_rows
-        layout = layout_of(session, settings)
-        self._decoder = Decoder(session, KeyValueCache(layout, settings.context, most_rows=most_rows))
+        storage = storage_of(session)
+        layout = layout_of(session, settings, storage)
+        self._decoder = Decoder(session, KeyValueCache(layout, settings.context, most_rows=most_rows, storage=storage))
 
     def steps(
         self, prompts: Sequence[Sequence[int]], following: Sequence[Sequence[int]], piece: int | None = None

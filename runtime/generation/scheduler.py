@@ -17,8 +17,9 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from onnxpress.runtime.generation.bindings import FloatArray
 from onnxpress.runtime.generation.cache import CacheMemoryError
-from onnxpress.runtime.generation.decoder import Decoder, FloatArray
+from onnxpress.runtime.generation.decoder import Decoder
 from onnxpress.runtime.generation.requests import Request
 from onnxpress.runtime.generation.rows import LEAST_SHARED, Rows, Seat
 

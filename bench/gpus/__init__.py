@@ -1,0 +1,1 @@
+"""The measuring processes of bench/gpu.py and what it makes and checks before them."""
