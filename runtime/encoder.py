@@ -18,6 +18,7 @@ from onnxpress.runtime.bundle import Bundle
 from onnxpress.runtime.manifest import Tensor, TokenizerSettings, Variant
 from onnxpress.runtime.providers import CPU
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -59,22 +60,23 @@ class Graph(Protocol):
 class SessionGraph:
     """A bundle's variant in onnxruntime."""
 
-    def __init__(self, bundle: Bundle, variant: Variant, providers: Sequence[str], threads: int) -> None:
+    def __init__(self, bundle: Bundle, variant: Variant, providers: Sequence[str], settings: ServingSettings) -> None:
         self.bundle = bundle
         self.variant = variant
         self.providers = tuple(providers)
-        self.threads = threads
-        self.workers = threads if providers[0] == CPU else 1
+        self.settings = settings
+        self.threads = settings.thread_count
+        self.workers = self.threads if providers[0] == CPU else 1
         self._outputs = [tensor.name for tensor in bundle.manifest.outputs]
         self._path = bundle.model_path(variant)
         self._lock = threading.Lock()
         # One text is fastest with all threads on each operator; many batches are fastest with one thread each.
-        self._wide = self._open(threads)
+        self._wide = self._open(self.threads)
         self._narrow: onnxruntime.InferenceSession | None = self._wide if self.workers == 1 else None
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
         """Batches of a bounded number of tokens, as many as keep all workers busy."""
-        return plan_batches(lengths, tokens_per_batch(lengths, self.workers))
+        return plan_batches(lengths, tokens_per_batch(lengths, self.workers, self.settings.tokens_per_batch))
 
     def run(self, feeds: Feeds, alone: bool) -> list[FloatArray]:
         """Outputs in the manifest's order."""
@@ -83,7 +85,8 @@ class SessionGraph:
         return outputs
 
     def _open(self, threads: int) -> onnxruntime.InferenceSession:
-        return make_session(self._path, self.variant.session, threads=threads, providers=self.providers)
+        settings = self.settings.with_threads(threads)
+        return make_session(self._path, self.variant.session, settings=settings, providers=self.providers)
 
     def _narrow_session(self) -> onnxruntime.InferenceSession:
         with self._lock:
