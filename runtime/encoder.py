@@ -19,6 +19,7 @@ from onnxpress.runtime.manifest import Tensor, TokenizerSettings, Variant
 from onnxpress.runtime.providers import CPU, Placement, Provider
 from onnxpress.runtime.providers.placement import placement_of
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -60,24 +61,27 @@ class Graph(Protocol):
 class SessionGraph:
     """A bundle's variant in onnxruntime."""
 
-    def __init__(self, bundle: Bundle, variant: Variant, providers: Sequence[Provider], threads: int) -> None:
+    def __init__(
+        self, bundle: Bundle, variant: Variant, providers: Sequence[Provider], settings: ServingSettings
+    ) -> None:
         self.bundle = bundle
         self.variant = variant
         self.providers = tuple(provider.name for provider in providers)
-        self.threads = threads
-        self.workers = threads if self.providers[0] == CPU else 1
+        self.settings = settings
+        self.threads = settings.thread_count
+        self.workers = self.threads if self.providers[0] == CPU else 1
         self._chosen = tuple(providers)
         self._most_rows = providers[0].most_rows
         self._outputs = [tensor.name for tensor in bundle.manifest.outputs]
         self._path = bundle.model_path(variant)
         self._lock = threading.Lock()
         # One text is fastest with all threads on each operator; many batches are fastest with one thread each.
-        self._wide = self._open(threads)
+        self._wide = self._open(self.threads)
         self._narrow: onnxruntime.InferenceSession | None = self._wide if self.workers == 1 else None
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
         """Batches of a bounded number of tokens, as many as keep all workers busy."""
-        batches = plan_batches(lengths, tokens_per_batch(lengths, self.workers))
+        batches = plan_batches(lengths, tokens_per_batch(lengths, self.workers, self.settings.tokens_per_batch))
         if (most := self._most_rows) is None:
             return batches
         return [batch[start : start + most] for batch in batches for start in range(0, len(batch), most)]
@@ -93,7 +97,8 @@ class SessionGraph:
         return placement_of(self._wide, self.variant.name)
 
     def _open(self, threads: int) -> onnxruntime.InferenceSession:
-        return make_session(self._path, self.variant.session, threads=threads, providers=self._chosen)
+        settings = self.settings.with_threads(threads)
+        return make_session(self._path, self.variant.session, settings=settings, providers=self._chosen)
 
     def _narrow_session(self) -> onnxruntime.InferenceSession:
         with self._lock:

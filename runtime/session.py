@@ -14,6 +14,7 @@ from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.providers.options import ON_CPU, Provider
 from onnxpress.runtime.providers.placement import RECORD_KEY
+from onnxpress.runtime.settings import ServingSettings
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -32,17 +33,18 @@ def import_onnxruntime() -> None:
 
 def make_session(
     model: Path | str,
-    settings: SessionSettings,
+    session_settings: SessionSettings,
     *,
-    threads: int,
+    settings: ServingSettings,
     providers: Sequence[Provider] = ON_CPU,
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX file.
 
     Args:
         model: path of the file.
-        settings: the graph options the variant was measured with.
-        threads: threads that share one operator; 1 makes no thread pool, so several runs may go side by side.
+        session_settings: the graph options the variant was measured with.
+        settings: how it uses the machine. Its threads share one operator; 1 makes no thread pool, so several runs may
+            go side by side.
         providers: most wanted first. Building an engine of TensorRT is announced on the log.
 
     Raises:
@@ -53,13 +55,14 @@ def make_session(
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = settings.thread_count
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
     # Texts differ in length from run to run; the memory plan onnxruntime would keep for each shape never pays.
-    options.enable_mem_pattern = False
+    options.enable_mem_pattern = settings.arena.memory_pattern
     options.enable_cpu_mem_arena = all(provider.options.get("use_arena") != "0" for provider in providers)
-    for key, value in {RECORD_KEY: "1", **hardware.session_config(describe_machine()), **settings.config}.items():
+    config = {RECORD_KEY: "1", **hardware.session_config(describe_machine()), **session_settings.config}
+    for key, value in config.items():
         options.add_session_config_entry(key, value)
     # A provider that fails to start is reported below, in a sentence, rather than by onnxruntime's own log.
     onnxruntime.set_default_logger_severity(_SILENT)
@@ -71,7 +74,7 @@ def make_session(
                 str(model),
                 options,
                 providers=[(provider.name, provider.options) for provider in providers],
-                disabled_optimizers=list(settings.disabled_optimizers),
+                disabled_optimizers=list(session_settings.disabled_optimizers),
                 enable_fallback=0,
             )
     # onnxruntime's exception classes have no common base but Exception.

@@ -20,6 +20,7 @@ from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.generation.options import BEYOND_SAMPLING, Options
 from onnxpress.runtime.generation.sampling import Sampling
 from onnxpress.runtime.providers import Provider
+from onnxpress.runtime.settings import ServingSettings
 from tests.tiny_generator import TINY, byte_tokenizer, make_bundle, opening
 
 
@@ -254,8 +255,9 @@ def test_a_deadline_gives_what_is_there(generator: Generator) -> None:
 
 
 def test_other_providers_than_the_cpu_and_cuda_are_refused(bundle: Bundle) -> None:
+    tensorrt = Provider("TensorrtExecutionProvider")
     with pytest.raises(ProviderError, match=r"CPUExecutionProvider or CUDA.*, not TensorrtExecutionProvider"):
-        Generator.open(bundle, bundle.manifest.variant(None), [Provider("TensorrtExecutionProvider")], 1)
+        Generator.open(bundle, bundle.manifest.variant(None), [tensorrt], ServingSettings(threads=1))
 
 
 def test_the_options_are_those_of_sampling_and_some_more() -> None:

@@ -17,6 +17,7 @@ from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.generation.lookup import PromptLookup
 from onnxpress.runtime.generation.requests import Generation
 from onnxpress.runtime.providers import ON_CPU
+from onnxpress.runtime.settings import ServingSettings
 from tests.decoder_graph import TinyDecoder
 from tests.tiny_generator import TINY, byte_tokenizer, make_bundle
 
@@ -43,7 +44,7 @@ def load(bundle: Bundle) -> Iterator[Callable[[], Generator]]:
     opened: list[Generator] = []
 
     def open_one() -> Generator:
-        opened.append(Generator.open(bundle, bundle.manifest.variant(None), ON_CPU, 1))
+        opened.append(Generator.open(bundle, bundle.manifest.variant(None), ON_CPU, ServingSettings(threads=1)))
         return opened[-1]
 
     yield open_one

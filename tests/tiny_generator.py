@@ -23,6 +23,7 @@ from onnxpress.runtime.manifest import (
     Variant,
 )
 from onnxpress.runtime.providers import ON_CPU
+from onnxpress.runtime.settings import ServingSettings
 from tests.decoder_graph import TinyDecoder
 
 SPECIAL = ["<s>", "</s>", "<pad>", "<user>", "<assistant>"]
@@ -95,7 +96,7 @@ def opening(bundle: Bundle) -> Iterator[Callable[..., Generator]]:
         settings = dataclasses.replace(SETTINGS, **(generation or {}))
         changed = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, generation=settings))
         variant = bundle.manifest.variant(None)
-        opened.append(Generator.open(changed, variant, ON_CPU, 1, **options))
+        opened.append(Generator.open(changed, variant, ON_CPU, ServingSettings(threads=1), **options))
         return opened[-1]
 
     yield open_with

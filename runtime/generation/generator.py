@@ -34,6 +34,7 @@ from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.providers import CPU, CUDA, Placement, Provider
 from onnxpress.runtime.providers.placement import placement_of
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Served:
     bundle: Bundle
     variant: Variant
     providers: tuple[str, ...]
-    threads: int
+    settings: ServingSettings
 
 
 class Generator:
@@ -91,7 +92,7 @@ class Generator:
         bundle: Bundle,
         variant: Variant,
         providers: Sequence[Provider],
-        threads: int,
+        settings: ServingSettings,
         *,
         cache_bytes: int | None = None,
         most_rows: int = MOST_ROWS,
@@ -102,7 +103,7 @@ class Generator:
             bundle: for text-generation.
             variant: of the bundle.
             providers: most wanted first.
-            threads: CPU threads to use.
+            settings: how it uses the machine.
             cache_bytes: what keys and values of all requests may take; None for half of the memory that is free now,
                 of the GPU's on CUDA.
             most_rows: requests that run at once.
@@ -115,15 +116,15 @@ class Generator:
             raise ProviderError(
                 f"text generation keeps its cache where {' or '.join(_PROVIDERS)} read it; use one of them, not {name}"
             )
-        settings = bundle.manifest.settings
-        assert settings.generation is not None
-        session = make_session(bundle.model_path(variant), variant.session, threads=threads, providers=providers)
+        task = bundle.manifest.settings
+        assert task.generation is not None
+        session = make_session(bundle.model_path(variant), variant.session, settings=settings, providers=providers)
         storage = storage_of(session)
-        layout = layout_of(session, settings.generation, storage)
-        cache = KeyValueCache(layout, settings.generation.context, cache_bytes, most_rows, storage)
-        tokenizer = Tokenizer(bundle.path_of(settings.tokenizer.file), settings.tokenizer)
-        served = Served(bundle, variant, tuple(provider.name for provider in providers), threads)
-        return cls(Engine(Decoder(session, cache)), tokenizer, settings, served)
+        layout = layout_of(session, task.generation, storage)
+        cache = KeyValueCache(layout, task.generation.context, cache_bytes, most_rows, storage)
+        tokenizer = Tokenizer(bundle.path_of(task.tokenizer.file), task.tokenizer)
+        served = Served(bundle, variant, tuple(provider.name for provider in providers), settings)
+        return cls(Engine(Decoder(session, cache)), tokenizer, task, served)
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # an empty list is both; it gives a list
@@ -265,7 +266,7 @@ class Generator:
     @property
     def threads(self) -> int:
         """CPU threads in use."""
-        return self._served.threads
+        return self._served.settings.thread_count
 
     def placement(self) -> Placement:
         """Which provider each node of the graph runs on, by onnxruntime's own record (docs/placement.md)."""
