@@ -19,6 +19,7 @@ from onnxpress.runtime.manifest import Tensor, TokenizerSettings, Variant
 from onnxpress.runtime.providers import CPU
 from onnxpress.runtime.session import make_session
 from onnxpress.runtime.settings import ServingSettings
+from onnxpress.runtime.shared_weights import model_to_open
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -68,7 +69,7 @@ class SessionGraph:
         self.threads = settings.thread_count
         self.workers = self.threads if providers[0] == CPU else 1
         self._outputs = [tensor.name for tensor in bundle.manifest.outputs]
-        self._path = bundle.model_path(variant)
+        self._path = model_to_open(bundle, variant, settings, on_cpu=providers[0] == CPU)
         self._lock = threading.Lock()
         # One text is fastest with all threads on each operator; many batches are fastest with one thread each.
         self._wide = self._open(self.threads)

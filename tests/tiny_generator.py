@@ -87,7 +87,9 @@ def make_bundle(folder: Path, decoder: TinyDecoder = TINY) -> Bundle:
 
 
 @contextlib.contextmanager
-def opening(bundle: Bundle) -> Iterator[Callable[..., Generator]]:
+def opening(
+    bundle: Bundle, serving: ServingSettings = ServingSettings(threads=1)
+) -> Iterator[Callable[..., Generator]]:
     """A function that opens the bundle, with other generation settings if they are given; all are closed at the end."""
     opened: list[Generator] = []
 
@@ -95,7 +97,7 @@ def opening(bundle: Bundle) -> Iterator[Callable[..., Generator]]:
         settings = dataclasses.replace(SETTINGS, **(generation or {}))
         changed = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, generation=settings))
         variant = bundle.manifest.variant(None)
-        opened.append(Generator.open(changed, variant, ["CPUExecutionProvider"], ServingSettings(threads=1), **options))
+        opened.append(Generator.open(changed, variant, ["CPUExecutionProvider"], serving, **options))
         return opened[-1]
 
     yield open_with

@@ -33,6 +33,7 @@ from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.providers import CPU
 from onnxpress.runtime.session import make_session
 from onnxpress.runtime.settings import ServingSettings
+from onnxpress.runtime.shared_weights import model_to_open
 from onnxpress.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ class Generator:
             raise ProviderError(f"text generation keeps its cache in the CPU's memory; use {CPU}, not {providers[0]}")
         task = bundle.manifest.settings
         assert task.generation is not None
-        session = make_session(bundle.model_path(variant), variant.session, settings=settings, providers=providers)
+        model = model_to_open(bundle, variant, settings, on_cpu=True)
+        session = make_session(model, variant.session, settings=settings, providers=providers)
         layout = layout_of(session, task.generation)
         cache = KeyValueCache(layout, task.generation.context, cache_bytes, most_rows)
         tokenizer = Tokenizer(bundle.path_of(task.tokenizer.file), task.tokenizer)
