@@ -14,6 +14,7 @@ from onnxpress.runtime.origin import log_origin
 from onnxpress.runtime.providers import Asked, choose_providers, graph_of
 from onnxpress.runtime.session import import_onnxruntime
 from onnxpress.runtime.settings import Preset, ServingSettings, settings_of
+from onnxpress.runtime.shared_weights import discard_changed
 from onnxpress.runtime.tasks import TASKS
 from onnxpress.runtime.tasks.answering import Reader
 from onnxpress.runtime.tasks.base import TaskModel
@@ -125,7 +126,7 @@ def load(
             None: what the variant was made for, where this machine has it, else the next best; the log says which.
         threads: CPU threads to use; None for what the settings say, which is the cores this process may use unless
             they name a number.
-        verify: hash every file first.
+        verify: hash every file first, that of shared weights too.
         task: what the bundle must be for; another one is then an error, and type checkers know the class.
         settings: how to use the machine: `latency`, `balanced`, `small`, or an object of your own. None: what
             `onnxpress tune` kept for this bundle, machine and onnxruntime, else `balanced`.
@@ -161,6 +162,8 @@ def load(
             stacklevel=2,
         )
     log_origin(bundle, chosen)
+    if verify and serving.share_weights:
+        discard_changed(bundle, chosen)
     if serves is Generator:
         return Generator.open(bundle, chosen, chosen_providers, serving)
     tokenizer = Tokenizer(bundle.path_of(manifest.tokenizer.file), manifest.tokenizer)

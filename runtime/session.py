@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 _ERRORS_ONLY = 3  # onnxruntime's severity: warnings about placement and casts are not for users
 _SILENT = 4
 
+PACKED_WEIGHTS = "weights.bin"
+"""Name of the file that `make_session(write_packed=...)` writes weights to, beside the graph."""
+
+_WRITE_PACKED = {
+    "session.optimized_model_external_initializers_file_name": PACKED_WEIGHTS,
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+    "session.save_external_prepacked_constant_initializers": "1",
+}
+
 
 def import_onnxruntime() -> None:
     """Import onnxruntime with its telemetry off, also where it was imported before onnxpress set the variable."""
@@ -37,6 +46,7 @@ def make_session(
     *,
     settings: ServingSettings,
     providers: Sequence[Provider] = ON_CPU,
+    write_packed: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX file.
 
@@ -46,9 +56,11 @@ def make_session(
         settings: how it uses the machine. Its threads share one operator; 1 makes no thread pool, so several runs may
             go side by side.
         providers: most wanted first. Building an engine of TensorRT is announced on the log.
+        write_packed: an ONNX file to write: the graph as onnxruntime optimizes it here. Weights lie beside it in
+            `PACKED_WEIGHTS`, those that kernels rearrange also in that form, so that sessions map them.
 
     Raises:
-        InvalidBundleError: onnxruntime cannot load the file.
+        InvalidBundleError: onnxruntime cannot load the file, or write the other one.
         ProviderError: the first provider did not start.
     """
     import_onnxruntime()
@@ -64,6 +76,10 @@ def make_session(
     config = {RECORD_KEY: "1", **hardware.session_config(describe_machine()), **session_settings.config}
     for key, value in config.items():
         options.add_session_config_entry(key, value)
+    if write_packed is not None:
+        options.optimized_model_filepath = str(write_packed)
+        for key, value in _WRITE_PACKED.items():
+            options.add_session_config_entry(key, value)
     # A provider that fails to start is reported below, in a sentence, rather than by onnxruntime's own log.
     onnxruntime.set_default_logger_severity(_SILENT)
     try:

@@ -100,6 +100,9 @@ class ServingSettings:
     or a single one for both, which needs half of the memory for weights."""
     prepacking: bool = True
     """Rearrange the weights for the kernels once, into copies in memory of this process; False: at each run."""
+    share_weights: bool = False
+    """Rearrange them once for all processes, into a file in the user's cache that each of them maps. Takes twice the
+    disk space of the variant; where that cannot be had, which is logged, the weights stay in this process."""
 
     def __post_init__(self) -> None:
         """

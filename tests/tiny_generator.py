@@ -88,7 +88,9 @@ def make_bundle(folder: Path, decoder: TinyDecoder = TINY) -> Bundle:
 
 
 @contextlib.contextmanager
-def opening(bundle: Bundle) -> Iterator[Callable[..., Generator]]:
+def opening(
+    bundle: Bundle, serving: ServingSettings = ServingSettings(threads=1)
+) -> Iterator[Callable[..., Generator]]:
     """A function that opens the bundle, with other generation settings if they are given; all are closed at the end."""
     opened: list[Generator] = []
 
@@ -96,7 +98,7 @@ def opening(bundle: Bundle) -> Iterator[Callable[..., Generator]]:
         settings = dataclasses.replace(SETTINGS, **(generation or {}))
         changed = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, generation=settings))
         variant = bundle.manifest.variant(None)
-        opened.append(Generator.open(changed, variant, ON_CPU, ServingSettings(threads=1), **options))
+        opened.append(Generator.open(changed, variant, ON_CPU, serving, **options))
         return opened[-1]
 
     yield open_with

@@ -35,6 +35,7 @@ from onnxpress.runtime.providers import CPU, CUDA, Placement, Provider
 from onnxpress.runtime.providers.placement import placement_of
 from onnxpress.runtime.session import make_session
 from onnxpress.runtime.settings import ServingSettings
+from onnxpress.runtime.shared_weights import model_to_open
 from onnxpress.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ class Generator:
             )
         task = bundle.manifest.settings
         assert task.generation is not None
-        session = make_session(bundle.model_path(variant), variant.session, settings=settings, providers=providers)
+        model = model_to_open(bundle, variant, settings, on_cpu=name == CPU)
+        session = make_session(model, variant.session, settings=settings, providers=providers)
         storage = storage_of(session)
         layout = layout_of(session, task.generation, storage)
         cache = KeyValueCache(layout, task.generation.context, cache_bytes, most_rows, storage)
