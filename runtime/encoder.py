@@ -74,7 +74,7 @@ class SessionGraph:
         self._chosen = tuple(providers)
         self._most_rows = providers[0].most_rows
         self._outputs = [tensor.name for tensor in bundle.manifest.outputs]
-        self._path = model_to_open(bundle, variant, settings, on_cpu=providers[0] == CPU)
+        self._path = model_to_open(bundle, variant, settings, on_cpu=self.providers[0] == CPU)
         self._lock = threading.Lock()
         # One text is fastest with all threads on each operator; many batches are fastest with one thread each.
         self._wide = self._open(self.threads)
