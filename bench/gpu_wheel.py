@@ -30,9 +30,7 @@ _PLAIN = (
     "import sys, onnxruntime as ort; "
     "print(ort.InferenceSession(sys.argv[1], providers=ort.get_available_providers()).get_providers()[0], flush=True)"
 )
-_CUDA_WORKS = (
-    "import sys; from onnxpress.runtime.providers import CUDA, unusable_because; sys.exit(not unusable_because(CUDA))"
-)
+_CUDA_WORKS = "from onnxpress.runtime.providers import CUDA, unusable_because; print(unusable_because(CUDA) is None)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +83,12 @@ def check(python: Path, bundle: Path) -> list[Check]:
     Raises:
         BadInputError: the interpreter cannot run onnxpress, or CUDA works there.
     """
-    if _run(python, _CUDA_WORKS).returncode == 1:
-        raise common.BadInputError(f"{python} can use CUDA here, or does not run onnxpress; there is nothing to check")
+    works = _run(python, _CUDA_WORKS)
+    if works.returncode:
+        said = (works.stderr.strip().splitlines() or ["no output"])[-1]
+        raise common.BadInputError(f"{python} does not run onnxpress: {said[:300]}")
+    if works.stdout.strip() == "True":
+        raise common.BadInputError("CUDA works on this machine, so there is nothing to see of its absence")
     model = next(bundle.glob("fp32*/model.onnx"))
     plain = _run(python, _PLAIN, str(model))
     printed = (plain.stdout + plain.stderr).strip().splitlines()[:-1]
