@@ -85,8 +85,8 @@ def check(python: Path, bundle: Path) -> list[Check]:
     """
     works = _run(python, _CUDA_WORKS)
     if works.returncode:
-        said = (works.stderr.strip().splitlines() or ["no output"])[-1]
-        raise common.BadInputError(f"{python} does not run onnxpress: {said[:300]}")
+        last_line = (works.stderr.strip().splitlines() or ["no output"])[-1]
+        raise common.BadInputError(f"{python} does not run onnxpress: {last_line[:300]}")
     if works.stdout.strip() == "True":
         raise common.BadInputError("CUDA works on this machine, so there is nothing to see of its absence")
     model = next(bundle.glob("fp32*/model.onnx"))

@@ -113,7 +113,7 @@ def test_providers_are_tried_with_a_graph() -> None:
 def test_a_provider_that_does_not_start_is_told() -> None:
     if "CUDAExecutionProvider" in System().wheel.available:
         pytest.skip("this wheel has CUDA")
-    assert System().start_error("CUDAExecutionProvider") == "onnxruntime does not start it and does not say why"
+    assert System().start_error("CUDAExecutionProvider") == "onnxruntime leaves it out and does not say why"
 
 
 def test_libraries_load_or_do_not() -> None:
