@@ -1,6 +1,6 @@
 """Many callers of one model against the offline rate: what sharing a model between 64 threads costs.
 
-`python -m bench.batching [BUNDLE]` serves texts of mixed lengths (3 to 120 words, short ones more often) with the int8
+`python -m bench.batching [BUNDLE]` serves texts of mixed lengths (`--words`, short ones more often) with the int8
 variant of all-MiniLM-L6-v2; without BUNDLE it is pressed first, for which its weights must be installed (make demo).
 Each contender runs in a process of its own (bench/batched.py), in turn, and the median over the rounds counts:
 
@@ -31,7 +31,6 @@ LEAST_OF_OFFLINE = 0.85
 LEAST_OF_LOOP = 2.5
 MOST_LATENCY = 1.1
 RATES = ("offline", "threads", "tasks", "loop")
-WORDS = (3, 120)
 SENTENCES = common.ROOT / "models" / "sentence_pairs.tsv"
 
 
@@ -54,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of the model")
     parser.add_argument("--callers", type=int, default=64)
     parser.add_argument("--texts", type=int, default=1280)
+    parser.add_argument("--words", type=int, nargs=2, default=(3, 60), metavar=("LOW", "HIGH"), help="lengths of texts")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--require", action="store_true", help="exit with status 1 if a limit is not met")
     return parser
@@ -75,13 +75,13 @@ def bundle_of(options: argparse.Namespace) -> Iterator[Path]:
             raise common.BadInputError(str(error)) from error
 
 
-def mixed_texts(count: int, seed: int = 0) -> list[str]:
+def mixed_texts(count: int, low: int, high: int, seed: int = 0) -> list[str]:
     """Runs of words of real sentences; the logarithms of their lengths are spread evenly."""
     words = SENTENCES.read_text(encoding="utf-8").split()
     rng = random.Random(seed)
     texts = []
     for _ in range(count):
-        length = round(WORDS[0] * (WORDS[1] / WORDS[0]) ** rng.random())
+        length = round(low * (high / low) ** rng.random())
         start = rng.randrange(len(words) - length)
         texts.append(" ".join(words[start : start + length]))
     return texts
@@ -91,13 +91,16 @@ def run(options: argparse.Namespace, bundle: Path) -> int:
     """Rounds and result."""
     if min(options.threads, options.callers, options.texts, options.rounds) < 1:
         raise common.BadInputError("--threads, --callers, --texts and --rounds must be at least 1")
+    low, high = options.words
+    if not 1 <= low <= high <= 500:
+        raise common.BadInputError("--words must be two numbers from 1 to 500, the lower one first")
     facts = common.record()
     common.show_record(facts)
     environment = common.environment_for(options.threads)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*RATES, "latency")}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "texts.json"
-        file.write_text(json.dumps(mixed_texts(options.texts)), encoding="utf-8")
+        file.write_text(json.dumps(mixed_texts(options.texts, *options.words)), encoding="utf-8")
         request = {
             "folder": str(bundle),
             "variant": options.variant,
@@ -116,7 +119,7 @@ def run(options: argparse.Namespace, bundle: Path) -> int:
         common.Limit("threads / loop", figures["threads_of_loop"], LEAST_OF_LOOP, at_least=True),
         common.Limit("latency with / without the runner", figures["latency_ratio"], MOST_LATENCY),
     ]
-    names = ("variant", "threads", "callers", "texts", "rounds")
+    names = ("variant", "threads", "callers", "texts", "words", "rounds")
     settings = {"benchmark": "batching", **{name: getattr(options, name) for name in names}}
     return common.finish({**settings, **figures, "machine": facts}, limits, options.require)
 

@@ -137,8 +137,8 @@ class Blocking(_Face, GeneratorMethods):
 
 
 class Asynchronous(_Face, AsyncGeneratorMethods):
-    """For event loops: each method gives an awaitable. Cancelling the task takes the call off the queue. The loop itself
-    computes nothing that takes long: results are made by the workers."""
+    """For event loops: each method gives an awaitable. Cancelling the task takes the call off the queue. The loop
+    computes nothing that takes long: long texts are tokenized in another thread, results are made by the workers."""
 
     embed = _asynchronous(Embedder.embed)
     classify = _asynchronous(Classifier.classify)

@@ -569,7 +569,7 @@ def test_a_forgotten_lease_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_no_call_is_lost(new_runner: Callable[..., BatchingRunner], seed: int) -> None:
+def test_no_call_is_lost(new_runner: Callable[..., BatchingRunner], seed: int) -> None:  # noqa: C901
     """Thousands of calls of threads and tasks, with deadlines, cancellations, a short queue and errors."""
     runner = new_runner(most_waiting=40)
     outcomes: Counter[str] = Counter()
