@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -509,6 +510,30 @@ def test_the_interpreter_ends_while_calls_wait(tiny_bundle: Path) -> None:
     program = EXIT.format(paths=sys.path, bundle=str(tiny_bundle))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "leaving\n"), done.stderr
+
+
+# Documents
+
+PAGE = Path(__file__).parent.parent / "docs" / "embedding_in_a_service.md"
+
+
+def test_the_examples_for_services_run(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, loop, writer = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("bundle").symlink_to(tiny_bundle)
+    for code, name in ((threads, "vectors"), (loop, "vector")):
+        assert len(code.strip().splitlines()) <= 12
+        names: dict[str, Any] = {}
+        exec(compile(code, PAGE.name, "exec"), names)  # noqa: S102
+        assert np.isfinite(names[name]).all()
+        names["model" if name == "vectors" else "runner"].close()
+    compile(writer, PAGE.name, "exec")  # what it calls is in test_generation_limits.py
+
+
+def test_every_error_of_a_runner_is_explained() -> None:
+    page = PAGE.read_text()
+    for error in (InvalidInputError, QueueFullError, DeadlineExceededError, ClosedError, ForkError):
+        assert f"| `{error.__name__}` |" in page
 
 
 # Threads
