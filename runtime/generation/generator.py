@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack, overload
 
+from onnxpress.runtime.arenas import rest, smallest_feeds
 from onnxpress.runtime.errors import InvalidInputError, ProviderError
 from onnxpress.runtime.generation.beams import Beams, BeamSearch
 from onnxpress.runtime.generation.cache import KeyValueCache
@@ -113,6 +114,8 @@ class Generator:
         task = bundle.manifest.settings
         assert task.generation is not None
         session = make_session(bundle.model_path(variant), variant.session, settings=settings, providers=providers)
+        if settings.warm_up:
+            session.run(None, smallest_feeds(session))
         layout = layout_of(session, task.generation)
         cache = KeyValueCache(layout, task.generation.context, cache_bytes, most_rows)
         tokenizer = Tokenizer(bundle.path_of(task.tokenizer.file), task.tokenizer)
@@ -240,6 +243,7 @@ class Generator:
     def close(self) -> None:
         """Cancel what runs, end the thread, give the cache's memory back. The generator may be used again."""
         self.engine.close()
+        rest(self.engine.decoder.session)
 
     @property
     def bundle(self) -> Bundle:
