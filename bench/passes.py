@@ -239,9 +239,10 @@ def try_pass(one: Pass, subject: Subject, folder: Path) -> Cell:
 def _compare(graph: Path, subject: Subject) -> Cell:
     from onnxpress.runtime.manifest import SessionSettings
     from onnxpress.runtime.session import make_session
+    from onnxpress.runtime.settings import ServingSettings
     from onnxpress.runtime.verification import row_cosines
 
-    session = make_session(graph, SessionSettings(), threads=1)
+    session = make_session(graph, SessionSettings(), settings=ServingSettings(1))
     pairs: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = []
     for case in subject.cases:
         for output, found in zip(session.get_outputs(), session.run(None, case.feeds), strict=True):

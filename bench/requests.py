@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from bench import common
 from bench.asking import ask_all, close
 from onnxpress.runtime.errors import OnnxpressError
+from onnxpress.runtime.settings import ServingSettings
 
 if TYPE_CHECKING:
     from bench.asking import Tally
@@ -99,7 +100,7 @@ def open_generator(bundle: Path, variant: str | None, cache_rows: int, threads: 
     layout = CacheLayout(settings.kv_heads, settings.head_dims)
     limit = layout.size_bytes(cache_rows, settings.context)
     threads = threads or len(os.sched_getaffinity(0))
-    return Generator.open(opened, chosen, [CPU], threads, cache_bytes=limit)
+    return Generator.open(opened, chosen, [CPU], ServingSettings(threads), cache_bytes=limit)
 
 
 def show(tally: Tally, seconds: float) -> None:

@@ -20,6 +20,7 @@ from onnxpress.runtime.errors import UnsupportedModelError
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import Tensor
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.verification import Case, Run, check_parity
 from onnxpress.runtime.verifying import run_of
 
@@ -183,7 +184,7 @@ def _cases_of(state: State, feeds: Sequence[Feeds]) -> list[Case]:
 def _open(state: State, path: Path) -> tuple[Run, Sequence[Tensor]]:
     assert state.fused is not None
     assert state.facts is not None
-    session = make_session(path, state.fused.session, threads=1)
+    session = make_session(path, state.fused.session, settings=ServingSettings(1))
     return run_of(session, state.facts.settings, state.facts.outputs)
 
 

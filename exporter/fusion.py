@@ -20,6 +20,7 @@ from transformers.exporters.onnxruntime_fusions import fuse_for_onnxruntime
 from onnxpress.quantize.graphs import PassReport, save_program
 from onnxpress.runtime.manifest import SessionSettings, Tensor
 from onnxpress.runtime.session import make_session, runner
+from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.verification import Case, check_parity
 
 _CLEARLY_FASTER = 0.98  # a smaller gain is within the spread of such a short measurement
@@ -99,7 +100,7 @@ def try_form(
         written = write_form(form, traced, folder)
         if not cases:
             return written
-        session = make_session(written[0], form.session, threads=1)
+        session = make_session(written[0], form.session, settings=ServingSettings(1))
         run = runner(session, [tensor.name for tensor in outputs])
         return written if check_parity(run, cases, outputs, "max_abs", bound).passed else None
     except OSError:  # such as a full disk
@@ -140,7 +141,7 @@ def fastest(milliseconds: Sequence[float]) -> int:
 
 
 def _runner(path: Path, settings: SessionSettings, cases: Sequence[Case]) -> Callable[[], None]:
-    session = make_session(path, settings, threads=1)
+    session = make_session(path, settings, settings=ServingSettings(1))
 
     def run() -> None:
         for case in cases:

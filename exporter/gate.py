@@ -22,6 +22,7 @@ from onnxpress.runtime.manifest import SessionSettings, Tensor
 from onnxpress.runtime.model import load
 from onnxpress.runtime.providers import SHORT_NAMES, choose_providers, unusable_because
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.verification import Parity, Run, check_parity
 from onnxpress.runtime.verifying import run_of
 
@@ -168,13 +169,13 @@ def _runner(state: State, variant: VariantState, graph: Graph) -> tuple[Run, Seq
     providers = choose_providers("cpu" if missing else variant.target)
     notes: tuple[str, ...] = ()
     try:
-        session = make_session(graph.path, graph.session, threads=state.threads, providers=providers)
+        session = make_session(graph.path, graph.session, settings=ServingSettings(state.threads), providers=providers)
     except OnnxpressError:
         if not missing:
             raise
         check_structure(graph.path)
         assert state.traced is not None
-        session = make_session(state.traced, SessionSettings(), threads=state.threads)
+        session = make_session(state.traced, SessionSettings(), settings=ServingSettings(state.threads))
         notes = ("The CPU has no kernel for one of its operators: the traced graph was compared in its place.",)
     assert state.facts is not None
     return *run_of(session, state.facts.settings, state.facts.outputs), notes

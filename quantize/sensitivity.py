@@ -29,6 +29,7 @@ from onnxpress.quantize.mixed import ERRORS, SIZES, SQUARES, SWITCHES, write_com
 from onnxpress.quantize.splicing import Part, Splicer, open_part, weights_of
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 Array = npt.NDArray[Any]
@@ -171,10 +172,10 @@ def measure_sensitivity(
         return Sensitivity(precision, 0.0, (), 0, 0.0)
     with tempfile.TemporaryDirectory() as folder:
         write_comparing(base, part, nodes, Path(folder) / "comparing.onnx")
-        session = make_session(Path(folder) / "comparing.onnx", settings, threads=threads)
+        session = make_session(Path(folder) / "comparing.onnx", settings, settings=ServingSettings(threads))
         sums = [np.asarray(session.run([ERRORS, SQUARES, SIZES], dict(feed)), np.float64) for feed in feeds]
         write_switchable(base, part, nodes, Path(folder) / "switchable.onnx")
-        switchable = make_session(Path(folder) / "switchable.onnx", settings, threads=threads)
+        switchable = make_session(Path(folder) / "switchable.onnx", settings, settings=ServingSettings(threads))
     names = [output.name for output in outputs]
 
     def run(feed: Feeds, switches: Array) -> Sequence[Array]:

@@ -40,11 +40,11 @@ def plan_fixed(lengths: Sequence[int], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def tokens_per_batch(lengths: Sequence[int], workers: int) -> int:
-    """Tokens for each batch so that all workers end at about the same time: the number of batches is a multiple of
-    `workers`, unless the texts are so few that this would make tiny ones."""
+def tokens_per_batch(lengths: Sequence[int], workers: int, most: int = TOKENS_PER_BATCH) -> int:
+    """Tokens for each batch, `most` at most, so that all workers end at about the same time: the number of batches is a
+    multiple of `workers`, unless the texts are so few that this would make tiny ones."""
     total = sum(lengths)
-    rounds = -(-total // (TOKENS_PER_BATCH * workers))
+    rounds = -(-total // (most * workers))
     return max(_LEAST_TOKENS, -(-total // max(1, rounds * workers)))
 
 

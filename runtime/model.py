@@ -5,16 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 from onnxpress.runtime.bundle import open_bundle
 from onnxpress.runtime.encoder import Encoder, SessionGraph
-from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError
+from onnxpress.runtime.errors import InvalidBundleError
 from onnxpress.runtime.generation.generator import Generator
-from onnxpress.runtime.machine import usable_cores
 from onnxpress.runtime.origin import log_origin
 from onnxpress.runtime.providers import choose_providers
 from onnxpress.runtime.session import import_onnxruntime
+from onnxpress.runtime.settings import Preset, ServingSettings, settings_of
 from onnxpress.runtime.tasks import TASKS
 from onnxpress.runtime.tasks.answering import Reader
 from onnxpress.runtime.tasks.base import TaskModel
@@ -24,23 +24,29 @@ from onnxpress.runtime.tasks.filling import Filler
 from onnxpress.runtime.tasks.ranking import Reranker
 from onnxpress.runtime.tasks.tagging import Tagger
 from onnxpress.runtime.tokenizer import Tokenizer
+from onnxpress.runtime.tuned import tuned_settings
 from onnxpress.runtime.verifying import is_verified_here
 
 Providers = str | Sequence[str] | None
+Settings = ServingSettings | Preset | None
 
 SERVED: dict[str, type[TaskModel] | type[Generator]] = {**TASKS, "text-generation": Generator}
 """The tasks of bundles, and the classes that serve them."""
 
 
+class LoadOptions(TypedDict, total=False):
+    """What `load` takes by name; its docstring says what each is."""
+
+    providers: Providers
+    threads: int | None
+    verify: bool
+    settings: Settings
+
+
+# Where the options are given by name, type checkers know the class from the task; else, by position, it is Any.
 @overload
 def load(
-    path: str | Path,
-    variant: str | None = ...,
-    providers: Providers = ...,
-    threads: int | None = ...,
-    verify: bool = ...,
-    *,
-    task: Literal["feature-extraction"],
+    path: str | Path, variant: str | None = ..., *, task: Literal["feature-extraction"], **options: Unpack[LoadOptions]
 ) -> Embedder: ...
 
 
@@ -48,23 +54,15 @@ def load(
 def load(
     path: str | Path,
     variant: str | None = ...,
-    providers: Providers = ...,
-    threads: int | None = ...,
-    verify: bool = ...,
     *,
     task: Literal["text-classification", "zero-shot-classification"],
+    **options: Unpack[LoadOptions],
 ) -> Classifier: ...
 
 
 @overload
 def load(
-    path: str | Path,
-    variant: str | None = ...,
-    providers: Providers = ...,
-    threads: int | None = ...,
-    verify: bool = ...,
-    *,
-    task: Literal["text-ranking"],
+    path: str | Path, variant: str | None = ..., *, task: Literal["text-ranking"], **options: Unpack[LoadOptions]
 ) -> Reranker: ...
 
 
@@ -72,47 +70,27 @@ def load(
 def load(
     path: str | Path,
     variant: str | None = ...,
-    providers: Providers = ...,
-    threads: int | None = ...,
-    verify: bool = ...,
     *,
     task: Literal["token-classification"],
+    **options: Unpack[LoadOptions],
 ) -> Tagger: ...
 
 
 @overload
 def load(
-    path: str | Path,
-    variant: str | None = ...,
-    providers: Providers = ...,
-    threads: int | None = ...,
-    verify: bool = ...,
-    *,
-    task: Literal["question-answering"],
+    path: str | Path, variant: str | None = ..., *, task: Literal["question-answering"], **options: Unpack[LoadOptions]
 ) -> Reader: ...
 
 
 @overload
 def load(
-    path: str | Path,
-    variant: str | None = ...,
-    providers: Providers = ...,
-    threads: int | None = ...,
-    verify: bool = ...,
-    *,
-    task: Literal["fill-mask"],
+    path: str | Path, variant: str | None = ..., *, task: Literal["fill-mask"], **options: Unpack[LoadOptions]
 ) -> Filler: ...
 
 
 @overload
 def load(
-    path: str | Path,
-    variant: str | None = ...,
-    providers: Providers = ...,
-    threads: int | None = ...,
-    verify: bool = ...,
-    *,
-    task: Literal["text-generation"],
+    path: str | Path, variant: str | None = ..., *, task: Literal["text-generation"], **options: Unpack[LoadOptions]
 ) -> Generator: ...
 
 
@@ -124,7 +102,8 @@ def load(
     threads: int | None = ...,
     verify: bool = ...,
     *,
-    task: None = ...,
+    task: str | None = ...,
+    settings: Settings = ...,
 ) -> Any: ...
 
 
@@ -136,6 +115,7 @@ def load(
     verify: bool = False,
     *,
     task: str | None = None,
+    settings: Settings = None,
 ) -> TaskModel | Generator:
     """Open a bundle for serving. Where its figures are those of another machine, that is logged once, under
     "onnxpress" at level INFO; at level WARNING where its 8-bit weights were chosen for another kind of processor.
@@ -145,9 +125,12 @@ def load(
         variant: `fp32`, `int8`, ...; None for the bundle's default.
         providers: `cpu`, `cuda`, `tensorrt`, or onnxruntime's names, in order of preference. One that is named and
             cannot be used is an error. None: what the variant was made for, where this machine has it, else the CPU.
-        threads: CPU threads to use; None for the cores this process may use.
+        threads: CPU threads to use; None for what the settings say, which is the cores this process may use unless
+            they name a number.
         verify: hash every file first.
         task: what the bundle must be for; another one is then an error, and type checkers know the class.
+        settings: how to use the machine: `latency`, `balanced`, `small`, or an object of your own. None: what
+            `onnxpress tune` kept for this bundle, machine and onnxruntime, else `balanced`.
 
     Returns:
         an object of the task's class in `onnxpress.runtime.tasks`: `Embedder`, `Classifier`, `Reranker`, `Tagger`,
@@ -155,11 +138,12 @@ def load(
 
     Raises:
         InvalidBundleError: the bundle is broken, or has no such variant or task.
-        InvalidInputError: `threads` is not a positive number.
+        InvalidInputError: `threads` is not a positive number, or there are no such settings.
         ProviderError: a provider that was named cannot be used; the text says why.
     """
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise InvalidInputError(f"threads is {threads!r}; give a whole number of at least 1, or None")
+    given = None if settings is None else settings_of(settings)
+    if threads is not None:
+        ServingSettings(threads)  # an error in it comes before others
     bundle = open_bundle(path, verify=verify)
     manifest = bundle.manifest
     chosen = manifest.variant(variant)
@@ -180,9 +164,10 @@ def load(
             stacklevel=2,
         )
     log_origin(bundle, chosen)
+    serving = (given or tuned_settings(bundle, chosen) or settings_of(None)).with_threads(threads)
     if serves is Generator:
-        return Generator.open(bundle, chosen, chosen_providers, threads or usable_cores())
+        return Generator.open(bundle, chosen, chosen_providers, serving)
     tokenizer = Tokenizer(bundle.path_of(manifest.tokenizer.file), manifest.tokenizer)
-    graph = SessionGraph(bundle, chosen, chosen_providers, threads or usable_cores())
+    graph = SessionGraph(bundle, chosen, chosen_providers, serving)
     encoder = Encoder(graph, manifest.tokenizer, manifest.inputs, manifest.outputs)
     return TASKS[manifest.task](encoder, tokenizer, manifest.settings)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxpress.runtime import hardware
+from onnxpress.runtime.arenas import apply_arena, shrinking_session
 from onnxpress.runtime.errors import InvalidBundleError, ProviderError, first_line
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.providers import CPU
+from onnxpress.runtime.settings import ServingSettings
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -30,17 +33,18 @@ def import_onnxruntime() -> None:
 
 def make_session(
     model: Path | str,
-    settings: SessionSettings,
+    session_settings: SessionSettings,
     *,
-    threads: int,
+    settings: ServingSettings,
     providers: Sequence[str] = (CPU,),
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX file.
 
     Args:
         model: path of the file.
-        settings: the graph options the variant was measured with.
-        threads: threads that share one operator; 1 makes no thread pool, so several runs may go side by side.
+        session_settings: the graph options the variant was measured with.
+        settings: how it uses the machine. Its threads share one operator; 1 makes no thread pool, so several runs may
+            go side by side.
         providers: onnxruntime's names, most wanted first.
 
     Raises:
@@ -51,21 +55,27 @@ def make_session(
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = settings.thread_count
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    # Texts differ in length from run to run; the memory plan onnxruntime would keep for each shape never pays.
-    options.enable_mem_pattern = False
-    for key, value in {**hardware.session_config(describe_machine()), **settings.config}.items():
+    apply_arena(options, settings.arena)
+    if not settings.prepacking:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if not settings.spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in {**hardware.session_config(describe_machine()), **session_settings.config}.items():
         options.add_session_config_entry(key, value)
     # A provider that fails to start is reported below, in a sentence, rather than by onnxruntime's own log.
     onnxruntime.set_default_logger_severity(_SILENT)
     try:
-        session = onnxruntime.InferenceSession(
+        make: Callable[..., onnxruntime.InferenceSession] = onnxruntime.InferenceSession
+        if settings.arena.shrink != "never":
+            make = functools.partial(shrinking_session(), arena=settings.arena)
+        session = make(
             str(model),
             options,
             providers=list(providers),
-            disabled_optimizers=list(settings.disabled_optimizers),
+            disabled_optimizers=list(session_settings.disabled_optimizers),
             enable_fallback=0,
         )
     # onnxruntime's exception classes have no common base but Exception.

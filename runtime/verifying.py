@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxpress.runtime.bundle import Bundle
-from onnxpress.runtime.machine import describe_machine, usable_cores
+from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import TaskSettings, Tensor, Variant
 from onnxpress.runtime.paths import user_cache, write_atomically
 from onnxpress.runtime.providers import choose_providers, require_target
 from onnxpress.runtime.session import make_session, runner
+from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.verification import CASES_FILE, Run, check_parity, load_cases
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def verify_variant(
     """
     chosen = choose_providers(providers) if providers else require_target(variant.target)
     session = make_session(
-        bundle.model_path(variant), variant.session, threads=threads or usable_cores(), providers=chosen
+        bundle.model_path(variant), variant.session, settings=ServingSettings(threads), providers=chosen
     )
     cases = load_cases(bundle.path_of(CASES_FILE))
     run, compared = run_of(session, bundle.manifest.settings, bundle.manifest.outputs)

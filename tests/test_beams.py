@@ -17,6 +17,7 @@ from onnxpress.runtime.generation.decoder import Decoder
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 from tests.decoder_models import CONTEXT, VOCABULARY, make_decoder, trace
 from tests.tiny_generator import SETTINGS, TINY, make_bundle, opening
 
@@ -29,7 +30,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     model = make_decoder(request.param)
     path, facts = trace(model, tmp_path_factory.mktemp("decoder"))
     cache = KeyValueCache(CacheLayout(facts.kv_heads, facts.head_dims), facts.context)
-    return model, BeamSearch(Decoder(make_session(path, SessionSettings(), threads=1), cache))
+    return model, BeamSearch(Decoder(make_session(path, SessionSettings(), settings=ServingSettings(1)), cache))
 
 
 def in_transformers(

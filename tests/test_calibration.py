@@ -21,6 +21,7 @@ from onnxpress.quantize.weight_only import WeightOnlyConfig
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 from tests.decoder_graph import TinyDecoder
 from tests.models import make_tokenizer, save_decoder
 
@@ -96,7 +97,7 @@ def test_the_inputs_of_a_row_give_its_logits(tmp_path: Path) -> None:
     path = decoder.save(tmp_path / "model.onnx")
     rows = [[5, 7, 9, 11], [3]]
     feeds = PrefillFeeds(path, rows)
-    session = make_session(path, SessionSettings(), threads=1)
+    session = make_session(path, SessionSettings(), settings=ServingSettings(1))
     for feed, row in zip(feeds, rows, strict=True):
         np.testing.assert_allclose(session.run(["logits"], feed)[0].ravel(), decoder.logits(row), atol=1e-4)
 

@@ -28,6 +28,7 @@ from onnxpress.runtime.generation.replay import Replay
 from onnxpress.runtime.manifest import GenerationSettings, SessionSettings
 from onnxpress.runtime.providers import unusable_because
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 from tests.decoder_graph import TinyDecoder
 from tests.decoder_models import in_pytorch, make_decoder, trace
 from tests.graphs import add_weight, node
@@ -146,14 +147,14 @@ def test_other_families_agree_with_pytorch_and_are_valid_in_bfloat16(tmp_path: P
         defaults={},
         chat_template=None,
     )
-    replay = Replay(make_session(tmp_path / "half.onnx", SessionSettings(), threads=1), settings)
+    replay = Replay(make_session(tmp_path / "half.onnx", SessionSettings(), settings=ServingSettings(1)), settings)
     found = np.stack([logits.copy() for logits in replay.steps(rows, following)], axis=1)
     expected = np.stack([in_pytorch(model, a + b)[len(a) - 1 :] for a, b in zip(rows, following, strict=True)])
     assert np.sqrt(np.square(found - expected).mean()) < 0.03 * np.sqrt(np.square(expected).mean())
     convert_fp16(source, tmp_path / "wide.onnx", [], dataclasses.replace(DECODER, dtype="bfloat16"))
     # The CPU has no kernels; of types that an operator cannot have it would complain before.
     with pytest.raises(InvalidBundleError, match="Could not find an implementation"):
-        make_session(tmp_path / "wide.onnx", SessionSettings(), threads=1)
+        make_session(tmp_path / "wide.onnx", SessionSettings(), settings=ServingSettings(1))
 
 
 # What float16 cannot hold
@@ -171,7 +172,7 @@ def tiny(folder: Path, **scales: float) -> Path:
 
 
 def last_logits(path: Path, row: list[int]) -> Any:
-    session = make_session(path, SessionSettings(), threads=1)
+    session = make_session(path, SessionSettings(), settings=ServingSettings(1))
     return session.run(["logits"], PrefillFeeds(path, [row])[0])[0].ravel()
 
 
@@ -220,7 +221,7 @@ def test_angles_of_far_positions_are_computed_in_float32(tmp_path: Path, kept: b
 
 
 def run(path: Path, feeds: dict[str, Any]) -> Any:
-    return make_session(path, SessionSettings(), threads=1).run(None, feeds)[0]
+    return make_session(path, SessionSettings(), settings=ServingSettings(1)).run(None, feeds)[0]
 
 
 # bfloat16

@@ -18,6 +18,7 @@ from onnxpress.runtime.errors import InvalidInputError, UnsupportedModelError
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.onnx_files import external_data_locations
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.verification import row_cosines
 from tests.graphs import Array, Feeds, Traced, add_weight, change_weight, node, run_plain, write
 
@@ -45,7 +46,7 @@ def quantized(model: onnx.ModelProto, folder: Path, config: EmbeddingConfig = AN
 
 def found(path: Path) -> Array:
     """What the session that would serve it gives."""
-    session = make_session(path, SessionSettings(), threads=1)
+    session = make_session(path, SessionSettings(), settings=ServingSettings(1))
     value: Array = session.run(["x"], FEEDS)[0]
     return value
 

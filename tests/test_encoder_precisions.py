@@ -20,6 +20,7 @@ from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.providers import unusable_because
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.verification import row_cosines
 from tests.graphs import Traced, add_weight, copy_of, node, write
 from tests.models import make_model
@@ -162,7 +163,7 @@ def test_weights_of_4_bits_are_made_when_asked_for(made: onnxpress.ExportResult)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_weights_alone_keep_the_answers_of_an_encoder(traced: Traced, tmp_path: Path, bits: int) -> None:
     quantize_weights(traced.path, tmp_path / "model.onnx", WeightOnlyConfig(bits=bits))
-    session = make_session(tmp_path / "model.onnx", SessionSettings(), threads=1)
+    session = make_session(tmp_path / "model.onnx", SessionSettings(), settings=ServingSettings(1))
     for case in traced.cases:
         (found,) = session.run(None, case.feeds)
         rows = ~case.padded_rows

@@ -30,6 +30,7 @@ from onnxpress.runtime.generation.scheduler import Scheduler
 from onnxpress.runtime.generation.streams import AsyncStream, Stream
 from onnxpress.runtime.manifest import GenerationSettings, SessionSettings
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 from tests.decoder_graph import TinyDecoder
 
 TINY = TinyDecoder()
@@ -39,7 +40,7 @@ END = 3  # ends an answer in these tests
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> onnxruntime.InferenceSession:
     path = TINY.save(tmp_path_factory.mktemp("decoder") / "model.onnx")
-    return make_session(path, SessionSettings(), threads=1)
+    return make_session(path, SessionSettings(), settings=ServingSettings(1))
 
 
 @pytest.fixture
@@ -244,7 +245,7 @@ def test_a_graph_that_does_not_take_positions_of_logits_is_refused(tmp_path: Pat
         names[:] = ["last_index" if name == "logit_index" else name for name in names]
     next(value for value in model.graph.input if value.name == "logit_index").name = "last_index"
     onnx.save(model, tmp_path / "older.onnx")
-    older = make_session(tmp_path / "older.onnx", SessionSettings(), threads=1)
+    older = make_session(tmp_path / "older.onnx", SessionSettings(), settings=ServingSettings(1))
     with pytest.raises(InvalidBundleError, match=r"no input 'logit_index'.*export the bundle again"):
         Decoder(older, KeyValueCache(TINY.layout, TINY.context))
 

@@ -16,6 +16,7 @@ from onnxpress.quantize.fp16 import HALF_MAX, Fp16Config, convert_fp16, find_ove
 from onnxpress.quantize.graphs import PassReport, load_graph
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.verification import row_cosines
 from tests.graphs import Array, Feeds, Traced, add_weight, node, run_plain, write
 
@@ -57,7 +58,7 @@ def convert(
     """The converted model, the report, and what the file computes, in the session that would serve it."""
     source = write(model, folder / "source.onnx")
     report = convert_fp16(source, folder / "half.onnx", [feeds or feeds_of()], config or Fp16Config())
-    session = make_session(folder / "half.onnx", SessionSettings(), threads=1)
+    session = make_session(folder / "half.onnx", SessionSettings(), settings=ServingSettings(1))
     (found,) = session.run(None, {key: value for key, value in (feeds or feeds_of()).items() if _is_read(model, key)})
     (plain,) = run_plain(folder / "half.onnx", feeds or feeds_of())
     np.testing.assert_allclose(found, plain, rtol=0.02, atol=2e-3)
@@ -85,7 +86,7 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
 def test_a_traced_model_agrees_with_pytorch(traced: Traced, tmp_path: Path, form: Form) -> None:
     path, _ = write_form(form, traced.path, tmp_path)
     report = convert_fp16(path, tmp_path / "half.onnx", [case.feeds for case in traced.cases])
-    session = make_session(tmp_path / "half.onnx", form.session, threads=1)
+    session = make_session(tmp_path / "half.onnx", form.session, settings=ServingSettings(1))
     for case in traced.cases:
         rows = ~case.padded_rows
         for (found,) in (session.run(None, case.feeds), run_plain(tmp_path / "half.onnx", case.feeds)):
@@ -236,7 +237,7 @@ def test_a_traced_model_with_too_large_activations_is_kept_finite(traced: Traced
     write(model, tmp_path / "source.onnx")
     report = convert_fp16(tmp_path / "source.onnx", tmp_path / "half.onnx", [case.feeds for case in traced.cases])
     assert kept(report) == ["gelu_up", after.name, "fed"]
-    session = make_session(tmp_path / "half.onnx", SessionSettings(), threads=1)
+    session = make_session(tmp_path / "half.onnx", SessionSettings(), settings=ServingSettings(1))
     for case in traced.cases:
         (found,) = session.run(None, case.feeds)
         rows = ~case.padded_rows

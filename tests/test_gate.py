@@ -16,6 +16,7 @@ from onnxpress.exporter.divergence import first_divergence
 from onnxpress.exporter.state import State
 from onnxpress.runtime.manifest import SessionSettings, Tensor
 from onnxpress.runtime.session import make_session, runner
+from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.verification import Case, Parity, check_parity
 from tests.graphs import (
     TASK,
@@ -37,7 +38,9 @@ Damage = Callable[[onnx.ModelProto], None]
 def judge(traced: Traced, graph: onnx.ModelProto | None, folder: Path) -> Parity:
     path = traced.path if graph is None else write(graph, folder / "broken.onnx")
     outputs = traced.model.outputs
-    run = runner(make_session(path, SessionSettings(), threads=1), [tensor.name for tensor in outputs])
+    run = runner(
+        make_session(path, SessionSettings(), settings=ServingSettings(1)), [tensor.name for tensor in outputs]
+    )
     return check_parity(run, traced.cases, outputs, "max_abs", 1e-4)
 
 
@@ -167,7 +170,7 @@ def test_padding_of_tokens_is_not_compared(traced_head: Traced, tmp_path: Path) 
         if output.shape[1] != "sequence":
             pytest.skip("only outputs of tokens have padding")
     outputs = traced_head.model.outputs
-    session = make_session(traced_head.path, SessionSettings(), threads=1)
+    session = make_session(traced_head.path, SessionSettings(), settings=ServingSettings(1))
     plain = runner(session, [tensor.name for tensor in outputs])
 
     def run(feeds: Feeds) -> dict[str, Array]:

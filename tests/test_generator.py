@@ -19,6 +19,7 @@ from onnxpress.runtime.generation.constraints import json_schema, regex
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.generation.options import BEYOND_SAMPLING, Options
 from onnxpress.runtime.generation.sampling import Sampling
+from onnxpress.runtime.settings import ServingSettings
 from tests.tiny_generator import TINY, byte_tokenizer, make_bundle, opening
 
 
@@ -254,7 +255,7 @@ def test_a_deadline_gives_what_is_there(generator: Generator) -> None:
 
 def test_other_providers_than_the_cpu_are_refused(bundle: Bundle) -> None:
     with pytest.raises(ProviderError, match="CUDAExecutionProvider"):
-        Generator.open(bundle, bundle.manifest.variant(None), ["CUDAExecutionProvider"], 1)
+        Generator.open(bundle, bundle.manifest.variant(None), ["CUDAExecutionProvider"], ServingSettings(threads=1))
 
 
 def test_the_options_are_those_of_sampling_and_some_more() -> None:

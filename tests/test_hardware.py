@@ -18,6 +18,7 @@ from onnxpress.runtime import hardware, machine, session
 from onnxpress.runtime.hardware import EXACT_INT8, FULL, SAFE, Hardware, accuracy_level, decide, int8_kinds, offered
 from onnxpress.runtime.machine import Machine, compute_capability
 from onnxpress.runtime.manifest import SessionSettings
+from onnxpress.runtime.settings import ServingSettings
 
 
 def fake(*features: str, architecture: str = "x86_64") -> Machine:
@@ -228,7 +229,7 @@ def test_onnxruntime_is_told_to_compute_exactly_where_it_would_saturate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: Machine, told: str | None
 ) -> None:
     monkeypatch.setattr(session, "describe_machine", lambda: machine)
-    made = session.make_session(int8_product(tmp_path), SessionSettings(), threads=1)
+    made = session.make_session(int8_product(tmp_path), SessionSettings(), settings=ServingSettings(1))
     (sums,) = made.run(None, {"x": np.full((2, 32), 255, np.uint8)})
     assert (sums == 32 * 255 * 127).all()
     options = made.get_session_options()
@@ -241,7 +242,9 @@ def test_onnxruntime_is_told_to_compute_exactly_where_it_would_saturate(
 
 def test_a_variant_may_say_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(session, "describe_machine", lambda: AVX2)
-    made = session.make_session(int8_product(tmp_path), SessionSettings(config={EXACT_INT8: "0"}), threads=1)
+    made = session.make_session(
+        int8_product(tmp_path), SessionSettings(config={EXACT_INT8: "0"}), settings=ServingSettings(1)
+    )
     assert made.get_session_options().get_session_config_entry(EXACT_INT8) == "0"
 
 

@@ -16,6 +16,7 @@ from onnxpress.runtime.generation.constraints import regex
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.generation.lookup import PromptLookup
 from onnxpress.runtime.generation.requests import Generation
+from onnxpress.runtime.settings import ServingSettings
 from tests.decoder_graph import TinyDecoder
 from tests.tiny_generator import TINY, byte_tokenizer, make_bundle
 
@@ -42,7 +43,9 @@ def load(bundle: Bundle) -> Iterator[Callable[[], Generator]]:
     opened: list[Generator] = []
 
     def open_one() -> Generator:
-        opened.append(Generator.open(bundle, bundle.manifest.variant(None), ["CPUExecutionProvider"], 1))
+        opened.append(
+            Generator.open(bundle, bundle.manifest.variant(None), ["CPUExecutionProvider"], ServingSettings(threads=1))
+        )
         return opened[-1]
 
     yield open_one

@@ -19,6 +19,7 @@ from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.generation.requests import Generation
 from onnxpress.runtime.manifest import SessionSettings, TaskSettings, TokenizerSettings
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.tokenizer import Tokenizer
 from tests.tiny_generator import SETTINGS, TINY, byte_tokenizer
 
@@ -27,7 +28,7 @@ from tests.tiny_generator import SETTINGS, TINY, byte_tokenizer
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generator]:
     """With room for three requests of the whole context."""
     folder: Path = tmp_path_factory.mktemp("tiny")
-    session = make_session(TINY.save(folder / "model.onnx"), SessionSettings(), threads=1)
+    session = make_session(TINY.save(folder / "model.onnx"), SessionSettings(), settings=ServingSettings(1))
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     tokenizing = TokenizerSettings("tokenizer.json", TINY.context, 2)
     cache = KeyValueCache(TINY.layout, TINY.context, TINY.layout.size_bytes(3, TINY.context))

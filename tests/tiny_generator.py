@@ -22,6 +22,7 @@ from onnxpress.runtime.manifest import (
     TokenizerSettings,
     Variant,
 )
+from onnxpress.runtime.settings import ServingSettings
 from tests.decoder_graph import TinyDecoder
 
 SPECIAL = ["<s>", "</s>", "<pad>", "<user>", "<assistant>"]
@@ -94,7 +95,7 @@ def opening(bundle: Bundle) -> Iterator[Callable[..., Generator]]:
         settings = dataclasses.replace(SETTINGS, **(generation or {}))
         changed = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, generation=settings))
         variant = bundle.manifest.variant(None)
-        opened.append(Generator.open(changed, variant, ["CPUExecutionProvider"], 1, **options))
+        opened.append(Generator.open(changed, variant, ["CPUExecutionProvider"], ServingSettings(threads=1), **options))
         return opened[-1]
 
     yield open_with

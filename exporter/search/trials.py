@@ -29,6 +29,7 @@ from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.measuring import Worker, variant_command
 from onnxpress.runtime.model import load
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.verification import check_parity
 from onnxpress.runtime.verifying import run_of
 
@@ -287,7 +288,7 @@ class TrialBench:
         state = self._state
         assert state.facts is not None
         kind, threshold = (state.config.thresholds or Thresholds()).for_precision("mixed", state.task)
-        session = make_session(graph.path, graph.session, threads=state.threads)
+        session = make_session(graph.path, graph.session, settings=ServingSettings(state.threads))
         run, compared = run_of(session, state.facts.settings, state.facts.outputs)
         return check_parity(run, state.cases, compared, kind, threshold).failure(state.source.reference)
 
@@ -312,9 +313,9 @@ class TrialBench:
         names = [output.name for output in outputs]
         feeds = self._samples()
         if not self._expected:
-            base = make_session(self._base.path, self._base.session, threads=self._state.threads)
+            base = make_session(self._base.path, self._base.session, settings=ServingSettings(self._state.threads))
             self._expected = [base.run(names, dict(feed)) for feed in feeds]
-        session = make_session(graph.path, graph.session, threads=self._state.threads)
+        session = make_session(graph.path, graph.session, settings=ServingSettings(self._state.threads))
         divergence = Divergence(outputs)
         for feed, expected in zip(feeds, self._expected, strict=True):
             divergence.add(feed, expected, session.run(names, dict(feed)))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack, overload
 
+from onnxpress.runtime.arenas import rest, smallest_feeds
 from onnxpress.runtime.errors import InvalidInputError, ProviderError
 from onnxpress.runtime.generation.beams import Beams, BeamSearch
 from onnxpress.runtime.generation.cache import KeyValueCache
@@ -32,6 +33,7 @@ from onnxpress.runtime.generation.streams import AsyncStream, MakeRequest, Strea
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.providers import CPU
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class Served:
     bundle: Bundle
     variant: Variant
     providers: tuple[str, ...]
-    threads: int
+    settings: ServingSettings
 
 
 class Generator:
@@ -88,7 +90,7 @@ class Generator:
         bundle: Bundle,
         variant: Variant,
         providers: Sequence[str],
-        threads: int,
+        settings: ServingSettings,
         *,
         cache_bytes: int | None = None,
         most_rows: int = MOST_ROWS,
@@ -99,7 +101,7 @@ class Generator:
             bundle: for text-generation.
             variant: of the bundle.
             providers: onnxruntime's names, most wanted first.
-            threads: CPU threads to use.
+            settings: how it uses the machine.
             cache_bytes: what keys and values of all requests may take; None for half of the memory that is free now.
             most_rows: requests that run at once.
 
@@ -109,14 +111,16 @@ class Generator:
         """
         if providers[0] != CPU:
             raise ProviderError(f"text generation keeps its cache in the CPU's memory; use {CPU}, not {providers[0]}")
-        settings = bundle.manifest.settings
-        assert settings.generation is not None
-        session = make_session(bundle.model_path(variant), variant.session, threads=threads, providers=providers)
-        layout = layout_of(session, settings.generation)
-        cache = KeyValueCache(layout, settings.generation.context, cache_bytes, most_rows)
-        tokenizer = Tokenizer(bundle.path_of(settings.tokenizer.file), settings.tokenizer)
-        served = Served(bundle, variant, tuple(providers), threads)
-        return cls(Engine(Decoder(session, cache)), tokenizer, settings, served)
+        task = bundle.manifest.settings
+        assert task.generation is not None
+        session = make_session(bundle.model_path(variant), variant.session, settings=settings, providers=providers)
+        if settings.warm_up:
+            session.run(None, smallest_feeds(session))
+        layout = layout_of(session, task.generation)
+        cache = KeyValueCache(layout, task.generation.context, cache_bytes, most_rows)
+        tokenizer = Tokenizer(bundle.path_of(task.tokenizer.file), task.tokenizer)
+        served = Served(bundle, variant, tuple(providers), settings)
+        return cls(Engine(Decoder(session, cache)), tokenizer, task, served)
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # an empty list is both; it gives a list
@@ -239,6 +243,7 @@ class Generator:
     def close(self) -> None:
         """Cancel what runs, end the thread, give the cache's memory back. The generator may be used again."""
         self.engine.close()
+        rest(self.engine.decoder.session)
 
     @property
     def bundle(self) -> Bundle:
@@ -258,7 +263,7 @@ class Generator:
     @property
     def threads(self) -> int:
         """CPU threads in use."""
-        return self._served.threads
+        return self._served.settings.thread_count
 
     @property
     def _served(self) -> Served:

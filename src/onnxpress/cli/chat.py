@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     from onnxpress.runtime.model import load
 
     with log_on_stderr():
-        model = load(arguments.bundle, arguments.variant, None, arguments.threads, task="text-generation")
+        model = load(arguments.bundle, arguments.variant, threads=arguments.threads, task="text-generation")
     options: dict[str, Any] = writing_options(arguments)
     start = [{"role": "system", "content": arguments.system}] if arguments.system else []
     model.chat_prompt([*start, {"role": "user", "content": "?"}])  # a model without a template says so at once
