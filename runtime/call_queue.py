@@ -138,6 +138,8 @@ class CallQueue:
                         f"{waiting} sequences are waiting and {self._most_waiting} may; try again later"
                     )
                 self._items.update(dict.fromkeys(items))
+                if self._max_wait:
+                    self._changed.notify_all()
                 starting = self._start_workers()
             self._counter.calls += 1
         if batch is not None:

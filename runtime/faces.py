@@ -74,7 +74,7 @@ class _Face:
 
 def _blocking(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Blocking, P], R]:
     @functools.wraps(method)
-    def call(self: Blocking, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self: Blocking, /, *args: P.args, **kwargs: P.kwargs) -> R:
         result: R = self._call(method.__name__, args, kwargs)
         return result
 
@@ -83,7 +83,7 @@ def _blocking(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[
 
 def _asynchronous(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Asynchronous, P], Awaitable[R]]:
     @functools.wraps(method)
-    def call(self: Asynchronous, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
+    def call(self: Asynchronous, /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
         return self._call(method.__name__, args, kwargs)
 
     return call
@@ -137,8 +137,8 @@ class Blocking(_Face, GeneratorMethods):
 
 
 class Asynchronous(_Face, AsyncGeneratorMethods):
-    """For event loops: each method gives an awaitable. Cancelling the task takes the call off the queue. The loop itself
-    computes nothing that takes long: results are made by the workers."""
+    """For event loops: each method gives an awaitable. Cancelling the task takes the call off the queue. The loop
+    computes nothing that takes long: long texts are tokenized in another thread, results are made by the workers."""
 
     embed = _asynchronous(Embedder.embed)
     classify = _asynchronous(Classifier.classify)

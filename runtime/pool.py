@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import collections
+import functools
 import os
 import queue
 import threading
@@ -130,7 +131,7 @@ class Lease:
                 return
             self._running += 1
             pool = self._pool or self._enter()
-            pool.put(lambda: self._run(pool, job))  # takes it: it does not end while this lease is in it
+            pool.put(functools.partial(self._run, pool, job))  # takes it: it does not end while this lease is in it
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`function` of every item, run side by side, results in the order of `items`. The first exception is raised,
@@ -202,9 +203,9 @@ class Lease:
                 if not self._waiting:
                     self._running -= 1
                     return
-                following = job = self._waiting.popleft()
+                job = self._waiting.popleft()
             # Not run here and now, for jobs of other leases may have waited for longer; unless all others have left.
-            taken = pool.put(lambda: self._run(pool, following))
+            taken = pool.put(functools.partial(self._run, pool, job))
 
 
 def _leave(pool: _Pool, key: int, wait: bool) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxpress.runtime import hardware
+from onnxpress.runtime.arenas import apply_arena, shrinking_session
 from onnxpress.runtime.errors import InvalidBundleError, ProviderError, first_line
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
@@ -66,27 +68,17 @@ def make_session(
     import_onnxruntime()
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = settings.thread_count
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _ERRORS_ONLY
-    # Texts differ in length from run to run; the memory plan onnxruntime would keep for each shape never pays.
-    options.enable_mem_pattern = settings.arena.memory_pattern
-    options.enable_cpu_mem_arena = all(provider.options.get("use_arena") != "0" for provider in providers)
-    config = {RECORD_KEY: "1", **hardware.session_config(describe_machine()), **session_settings.config}
-    for key, value in config.items():
-        options.add_session_config_entry(key, value)
-    if write_packed is not None:
-        options.optimized_model_filepath = str(write_packed)
-        for key, value in _WRITE_PACKED.items():
-            options.add_session_config_entry(key, value)
+    options = _session_options(session_settings, settings, providers, write_packed)
     # A provider that fails to start is reported below, in a sentence, rather than by onnxruntime's own log.
     onnxruntime.set_default_logger_severity(_SILENT)
     try:
+        make: Callable[..., onnxruntime.InferenceSession] = onnxruntime.InferenceSession
+        if settings.arena.shrink != "never":
+            make = functools.partial(shrinking_session(), arena=settings.arena)
         with contextlib.ExitStack() as builds:
             for provider in providers:
                 builds.enter_context(provider.build or contextlib.nullcontext())
-            session = onnxruntime.InferenceSession(
+            session = make(
                 str(model),
                 options,
                 providers=[(provider.name, provider.options) for provider in providers],
@@ -104,6 +96,36 @@ def make_session(
             "libraries (CUDA, cuDNN, TensorRT) are probably missing or of another version: see onnxpress doctor"
         )
     return session
+
+
+def _session_options(
+    session_settings: SessionSettings,
+    settings: ServingSettings,
+    providers: Sequence[Provider],
+    write_packed: Path | None,
+) -> onnxruntime.SessionOptions:
+    """What onnxruntime is told of a session, but for its providers."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.thread_count
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    apply_arena(options, settings.arena)
+    if any(provider.options.get("use_arena") == "0" for provider in providers):
+        options.enable_cpu_mem_arena = False
+    config = {RECORD_KEY: "1", **hardware.session_config(describe_machine()), **session_settings.config}
+    if not settings.prepacking:
+        config["session.disable_prepacking"] = "1"
+    if not settings.spinning:
+        config["session.intra_op.allow_spinning"] = "0"
+    for key, value in config.items():
+        options.add_session_config_entry(key, value)
+    if write_packed is not None:
+        options.optimized_model_filepath = str(write_packed)
+        for key, value in _WRITE_PACKED.items():
+            options.add_session_config_entry(key, value)
+    return options
 
 
 def runner(

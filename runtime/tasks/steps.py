@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,7 @@ def finish(steps: Steps[R], rows: list[Row]) -> R:
     except StopIteration as end:
         result: R = end.value
         return result
-    _yielded_twice()
+    raise AssertionError("a method in steps yields its work once")
 
 
 def in_steps(method: Callable[P, Steps[R]]) -> Callable[P, R]:
@@ -71,7 +71,3 @@ def in_steps(method: Callable[P, Steps[R]]) -> Callable[P, R]:
 
     run.steps = method  # type: ignore[attr-defined]
     return run
-
-
-def _yielded_twice() -> NoReturn:
-    raise AssertionError("a method in steps yields its work once")

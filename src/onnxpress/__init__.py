@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from onnxpress.exporter import ExportConfig, ExportResult, export
     from onnxpress.runtime.errors import OnnxpressError
     from onnxpress.runtime.model import load
+    from onnxpress.runtime.runner import BatchingRunner
 
 __version__ = "0.2.0"
 
-__all__ = ["ExportConfig", "ExportResult", "OnnxpressError", "__version__", "export", "load"]
+__all__ = ["BatchingRunner", "ExportConfig", "ExportResult", "OnnxpressError", "__version__", "export", "load"]
 
 # Official onnxruntime wheels send telemetry unless this is set before the module is imported, and whoever
 # hosts a model did not ask for that. A value that is already set is the user's own decision and stays.
@@ -33,6 +34,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _MODULE_OF = {
     "load": "onnxpress.runtime.model",
+    "BatchingRunner": "onnxpress.runtime.runner",
     "OnnxpressError": "onnxpress.runtime.errors",
     "export": "onnxpress.exporter",
     "ExportConfig": "onnxpress.exporter",
