@@ -175,7 +175,7 @@ def _cgroup_limits(
             base, read = root / controller, read_v1
         else:
             continue
-        folder = base / group.strip("/")
+        folder: Path = base / group.strip("/")
         for candidate in (folder, *folder.parents):
             if candidate != base and base not in candidate.parents:
                 break

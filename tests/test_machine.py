@@ -13,6 +13,7 @@ from onnxpress.runtime import machine
 from onnxpress.runtime.machine import (
     Machine,
     _cgroup_cpu_quota,
+    cgroup_memory_bytes,
     describe_machine,
     peak_memory_bytes,
     usable_cores,
@@ -107,6 +108,25 @@ def test_version_2_files_that_say_nothing_are_no_limit(tree: Tree, content: str)
 )
 def test_version_1_files_that_say_nothing_are_no_limit(tree: Tree, quota: int | str, period: int | str) -> None:
     assert tree.joined("1:cpu:/").v1("", quota, period).quota is None
+
+
+def test_the_memory_of_the_smallest_group_counts(tree: Tree) -> None:
+    tree.joined("0::/a/b").v2("a/b", "max 100000").v2("a", "max 100000")
+    assert cgroup_memory_bytes(tree.root, tree.membership) is None
+    (tree.root / "a" / "b" / "memory.max").write_text("max\n")
+    (tree.root / "a" / "memory.max").write_text("2000000000\n")
+    assert cgroup_memory_bytes(tree.root, tree.membership) == 2_000_000_000
+    (tree.root / "a" / "b" / "memory.max").write_text("1000000000\n")
+    assert cgroup_memory_bytes(tree.root, tree.membership) == 1_000_000_000
+
+
+def test_memory_of_version_1(tree: Tree) -> None:
+    folder = tree.joined("4:memory:/a", "3:cpu,cpuacct:/a").root / "memory" / "a"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert cgroup_memory_bytes(tree.root, tree.membership) is None
+    (folder / "memory.limit_in_bytes").write_text("536870912\n")
+    assert cgroup_memory_bytes(tree.root, tree.membership) == 2**29
 
 
 def test_no_cgroups_are_no_limit(tree: Tree) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import onnxruntime
 import pytest
 
+from onnxpress.runtime.bundle import open_bundle
+from onnxpress.runtime.encoder import SessionGraph
 from onnxpress.runtime.errors import InvalidInputError, ProviderError
 from onnxpress.runtime.manifest import SessionSettings, Tensor
 from onnxpress.runtime.providers import (
@@ -294,3 +296,13 @@ def tiny_graph() -> bytes:
 
     onnxruntime.InferenceSession(_TINY_GRAPH, providers=[CPU])
     return _TINY_GRAPH
+
+
+def test_batches_are_cut_to_the_rows_that_a_provider_takes(tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    cut = SessionGraph(bundle, bundle.manifest.variant("fp32"), [Provider(CPU, most_rows=3)], 1)
+    plan = cut.plan([5, 4, 4, 3, 3, 3, 2, 40])
+    assert max(map(len, plan)) == 3
+    assert sorted(index for batch in plan for index in batch) == list(range(8))
+    whole = SessionGraph(bundle, bundle.manifest.variant("fp32"), [Provider(CPU)], 1)
+    assert len(whole.plan([5] * 7)) == 1

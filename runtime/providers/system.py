@@ -170,7 +170,7 @@ class System:
             return first_line(error)
         finally:
             onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
-        return None if session.get_providers()[0] == provider else "onnxruntime does not start it and does not say why"
+        return None if session.get_providers()[0] == provider else "onnxruntime leaves it out and does not say why"
 
     @functools.cached_property
     def _package_folders(self) -> tuple[Path, ...]:
