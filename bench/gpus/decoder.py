@@ -7,6 +7,7 @@ that grows), `PyTorch compiled` (a cache of fixed size, steps compiled with CUDA
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,8 @@ def load_pytorch(options: dict[str, Any]) -> Generate:
     model = model.to(device).eval()
     fixed = options["engine"] == "PyTorch compiled"
     step = torch.compile(model.forward, mode="reduce-overhead") if fixed and device == "cuda" else model.forward
+    # transformers 5.24 renamed it.
+    argument = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     length = options["prompt_tokens"] + options["new_tokens"]
     caches: dict[int, Any] = {}
 
@@ -76,7 +79,7 @@ def load_pytorch(options: dict[str, Any]) -> Generate:
                 logits = forward(
                     input_ids=tokens,
                     position_ids=place.expand(len(prompts), -1),
-                    past_key_values=cache,
+                    **{argument: cache},
                     use_cache=True,
                     logits_to_keep=1,
                 ).logits

@@ -47,7 +47,7 @@ class Pressed:
     vocabulary: int
 
 
-def make_encoder(folder: Path, target: str, small: bool) -> Pressed:
+def make_encoder(folder: Path, small: bool) -> Pressed:
     """BERT with mean pooling, and a tokenizer with a word for each token."""
     import torch
     import transformers
@@ -58,10 +58,10 @@ def make_encoder(folder: Path, target: str, small: bool) -> Pressed:
         torch.manual_seed(0)
         return transformers.BertModel(transformers.BertConfig(**shape))
 
-    return _press(folder / f"encoder-{target}", target, shape, model)
+    return _press(folder / ("small-encoder" if small else "encoder"), shape, model)
 
 
-def make_decoder(folder: Path, target: str, small: bool) -> Pressed:
+def make_decoder(folder: Path, small: bool) -> Pressed:
     """A Llama, as bench/generate.py has it."""
     import torch
     import transformers
@@ -72,10 +72,10 @@ def make_decoder(folder: Path, target: str, small: bool) -> Pressed:
         torch.manual_seed(0)
         return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, initializer_range=0.04))
 
-    return _press(folder / f"decoder-{target}", target, shape, model)
+    return _press(folder / ("small-decoder" if small else "decoder"), shape, model)
 
 
-def _press(folder: Path, target: str, shape: dict[str, Any], make: Any) -> Pressed:
+def _press(folder: Path, shape: dict[str, Any], make: Any) -> Pressed:
     from onnxpress.exporter import ExportConfig, export
 
     pressed = Pressed(folder / "model", folder / "bundle", shape["vocab_size"])
@@ -83,7 +83,7 @@ def _press(folder: Path, target: str, shape: dict[str, Any], make: Any) -> Press
         make().save_pretrained(pressed.model)
         _save_tokenizer(pressed.model, shape["vocab_size"])
     if not (pressed.bundle / "onnxpress.json").is_file():
-        config = ExportConfig(target=target, variants=(VARIANT,), measure="none")  # type: ignore[arg-type]
+        config = ExportConfig(target="cuda", variants=(VARIANT,), measure="none")
         export(str(pressed.model), pressed.bundle, config)
     return pressed
 
