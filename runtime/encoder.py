@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from onnxpress.runtime.batching import SideBySide, plan_batches, tokens_per_batch
 from onnxpress.runtime.bundle import Bundle
+from onnxpress.runtime.interface import check_interface, check_outputs
 from onnxpress.runtime.manifest import Tensor, TokenizerSettings, Variant
 from onnxpress.runtime.providers import CPU
-from onnxpress.runtime.session import make_session
+from onnxpress.runtime.session import inference_error, make_session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -66,10 +67,12 @@ class SessionGraph:
         self.threads = threads
         self.workers = threads if providers[0] == CPU else 1
         self._outputs = [tensor.name for tensor in bundle.manifest.outputs]
+        self._tensors = bundle.manifest.outputs
         self._path = bundle.model_path(variant)
         self._lock = threading.Lock()
         # One text is fastest with all threads on each operator; many batches are fastest with one thread each.
         self._wide = self._open(threads)
+        check_interface(self._wide, bundle.manifest.inputs, self._tensors, variant.model)
         self._narrow: onnxruntime.InferenceSession | None = self._wide if self.workers == 1 else None
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
@@ -79,7 +82,12 @@ class SessionGraph:
     def run(self, feeds: Feeds, alone: bool) -> list[FloatArray]:
         """Outputs in the manifest's order."""
         session = self._wide if alone else self._narrow_session()
-        outputs: list[FloatArray] = session.run(self._outputs, feeds)
+        try:
+            outputs: list[FloatArray] = session.run(self._outputs, feeds)
+        except Exception as error:
+            raise inference_error(error) from error
+        batch, sequence = feeds["input_ids"].shape
+        check_outputs(outputs, self._tensors, {"batch": batch, "sequence": sequence})
         return outputs
 
     def _open(self, threads: int) -> onnxruntime.InferenceSession:

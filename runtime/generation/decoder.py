@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from onnxpress.runtime.errors import InvalidBundleError
 from onnxpress.runtime.generation.cache import CacheLayout, KeyValueCache
+from onnxpress.runtime.session import inference_error
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -51,7 +52,7 @@ class Decoder:
                 f"the graph has no input {_LOGIT_INDEX!r}, the tokens whose logits are wanted; export the bundle again"
             )
         _check_layout(session, cache.layout)
-        self.vocabulary = int(next(node.shape[-1] for node in session.get_outputs() if node.name == _LOGITS))
+        self.vocabulary = _vocabulary_of(session)
         self._bindings: dict[tuple[int, int, int], _Binding] = {}
         self._logits: FloatArray = np.empty((0, self.vocabulary), np.float32)
 
@@ -123,7 +124,10 @@ class Decoder:
         assert longest <= self.cache.capacity, f"{longest} tokens in a cache of {self.cache.capacity}"
         binding.seqlens_k[:] = lengths - 1
         binding.total_sequence_length[0] = longest
-        self.session.run_with_iobinding(binding.io)
+        try:
+            self.session.run_with_iobinding(binding.io)
+        except Exception as error:
+            raise inference_error(error) from error
         for row, new in enumerate(tokens, first_row):
             self.cache.tokens[row].extend(new)
         return binding.logits
@@ -192,13 +196,33 @@ def layout_of(session: onnxruntime.InferenceSession, settings: GenerationSetting
     """What a graph keeps of each token: sizes from the manifest, the type, in which variants differ, from the graph.
 
     Raises:
-        InvalidBundleError: the type is one that numpy does not have.
+        InvalidBundleError: the type is one that numpy does not have, or there are too few tokens.
     """
     found = {node.type for node in session.get_inputs() if node.name.startswith("past.")}
     types: dict[str, Literal["float32", "float16"]] = {"tensor(float)": "float32", "tensor(float16)": "float16"}
     for name in found - types.keys():
         raise InvalidBundleError(f"the graph's cache is {name}, which generation does not keep; use another variant")
+    if _vocabulary_of(session) < settings.vocabulary:
+        raise InvalidBundleError(
+            f"the graph knows {_vocabulary_of(session)} tokens, the manifest says {settings.vocabulary}; export the "
+            "bundle again"
+        )
     return CacheLayout(settings.kv_heads, settings.head_dims, types[found.pop()] if found else "float32")
+
+
+def _vocabulary_of(session: onnxruntime.InferenceSession) -> int:
+    """
+    Raises:
+        InvalidBundleError: the graph has no float32 logits [batch, positions, vocabulary].
+    """
+    for node in session.get_outputs():
+        if node.name == _LOGITS and node.type == "tensor(float)" and len(node.shape) == 3:
+            size = node.shape[-1]
+            if isinstance(size, int) and size > 0:
+                return size
+    raise InvalidBundleError(
+        f"the graph has no float32 output {_LOGITS!r} [batch, positions, vocabulary]; export the bundle again"
+    )
 
 
 def _check_layout(session: onnxruntime.InferenceSession, layout: CacheLayout) -> None:
@@ -206,6 +230,8 @@ def _check_layout(session: onnxruntime.InferenceSession, layout: CacheLayout) ->
     types = {"tensor(float)": "float32", "tensor(float16)": "float16"}
     found = {
         node.name: (node.shape[1], node.shape[3], types.get(node.type, node.type))
+        if len(node.shape) == 4
+        else node.shape
         for node in session.get_inputs()
         if node.name.startswith("past.")
     }
