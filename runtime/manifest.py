@@ -229,18 +229,20 @@ def parse_manifest(text: str, origin: str) -> Manifest:
     """
     try:
         document = json.loads(text)
-        # NaN, numbers beyond float64 and lone surrogates are read without complaint and fail where nobody expects it.
+        # NaN, numbers beyond float64 and lone surrogates are read without complaint and fail where nobody expects
+        # them.
         json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise InvalidBundleError(f"{origin} is not valid JSON ({error}); export the bundle again") from error
     version = document.get("schema_version") if isinstance(document, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise InvalidBundleError(
-            f"{origin} has no usable schema_version (found {repr(version)[:80]}); is this a bundle?"
+            f"{origin} has no usable schema_version (found {str(version)[:80]!r}); is this a bundle?"
         )
     if version > SCHEMA_VERSION:
         raise InvalidBundleError(
-            f"{origin} has schema version {str(version)[:20]}, this onnxpress reads up to {SCHEMA_VERSION}; upgrade onnxpress"
+            f"{origin} has schema version {str(version)[:20]}, this onnxpress reads up to {SCHEMA_VERSION}; "
+            "upgrade onnxpress"
         )
     try:
         while version < SCHEMA_VERSION:

@@ -1,5 +1,5 @@
-"""What a manifest must say beyond having its keys and types: numbers in their ranges, parts that fit each other, options
-of onnxruntime that touch no other file.
+"""What a manifest must say beyond having its keys and types: numbers in their ranges, parts that fit each other,
+options of onnxruntime that touch no other file.
 
 A manifest comes from whoever made the bundle. What is let through here is used without another look. Knows nothing of
 files on disk (bundle.py) and of graphs (encoder.py and generation/decoder.py compare those with what is said here).

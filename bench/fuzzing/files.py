@@ -38,8 +38,8 @@ def replace_file(folder: Path, rng: random.Random, canary: Path) -> str:
         size = path.stat().st_size
     elif kind == "sparse":
         path.write_bytes(content)
-        os.truncate(path, 2**36)
-        size = 2**36
+        os.truncate(path, 2**31)
+        size = 2**31
     elif kind == "secret":
         path.write_bytes(content)
         path.chmod(0)
@@ -75,7 +75,7 @@ def replace_unlisted(folder: Path, rng: random.Random, canary: Path) -> str:
         path.mkdir()
     elif kind == "sparse":
         path.touch()
-        os.truncate(path, 2**36)
+        os.truncate(path, 2**31)
     return f"{name} not listed: {kind}"
 
 

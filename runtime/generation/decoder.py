@@ -228,13 +228,8 @@ def _vocabulary_of(session: onnxruntime.InferenceSession) -> int:
 def _check_layout(session: onnxruntime.InferenceSession, layout: CacheLayout) -> None:
     """Buffers of another shape or type than the graph's would be read as what they are not."""
     types = {"tensor(float)": "float32", "tensor(float16)": "float16"}
-    found = {
-        node.name: (node.shape[1], node.shape[3], types.get(node.type, node.type))
-        if len(node.shape) == 4
-        else node.shape
-        for node in session.get_inputs()
-        if node.name.startswith("past.")
-    }
+    caches = [node for node in session.get_inputs() if node.name.startswith("past.")]
+    found = {node.name: (*node.shape[1::2], types.get(node.type, node.type)) for node in caches if len(node.shape) == 4}
     expected = {
         f"past.{layer}.{kind}": (heads, size, layout.dtype)
         for layer, (heads, size) in enumerate(zip(layout.kv_heads, layout.head_dims, strict=True))
