@@ -6,8 +6,6 @@ must do nothing else: no traceback, no crash, no call that never returns, no fil
 A case follows from the seed and its number alone, so `--case` repeats one, and `--keep` leaves its bundle behind. Kinds
 of files are taken in turn: manifests, tokenizers, ONNX files, and files that are no files. Prints how cases ended, then
 each that went wrong; `--require` exits with 1 if there was one. Needs Linux, and what `onnxpress[export]` brings.
-
-What counts as wrong and cannot be prevented by looking at a file is listed in `KNOWN`, with the reason.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.common import NOT_MET, ROOT, environment_for, record
@@ -65,16 +63,25 @@ class Ended:
 class Opener:
     """A process that opens bundles, started anew when it has died."""
 
-    def __init__(self, folder: Path, seconds: float = SECONDS) -> None:
+    def __init__(self, folder: Path, seconds: float = SECONDS, memory_bytes: int = MEMORY_BYTES) -> None:
+        """
+        Args:
+            folder: where the process works, and writes nothing.
+            seconds: after which an answer is no longer waited for.
+            memory_bytes: of addresses that the process may have.
+        """
+        self.work = folder / "work"
         self._folder = folder
         self._seconds = seconds
+        self._memory_bytes = memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._cases = 0
 
     def open(self, bundle: Path) -> tuple[str, str]:
         """The outcome of a bundle, and what was said."""
         process = self._started()
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             process.stdin.write(json.dumps({"folder": str(bundle)}).encode() + b"\n")
             process.stdin.flush()
@@ -105,14 +112,13 @@ class Opener:
         if self._process is not None and self._cases >= _CASES_OF_A_PROCESS:
             self.close()
         if self._process is None:
-            self._folder.mkdir(exist_ok=True)
-            (self._folder / "work").mkdir(exist_ok=True)
-            options = {"memory_bytes": MEMORY_BYTES, "cache": str(self._folder / "cache")}
+            self.work.mkdir(parents=True, exist_ok=True)
+            options = {"memory_bytes": self._memory_bytes, "cache": str(self._folder / "cache")}
             paths = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
             with (self._folder / "stderr").open("wb") as stderr:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "bench.fuzzing.worker", json.dumps(options)],
-                    cwd=self._folder / "work",
+                    cwd=self.work,
                     env={**environment_for(2), "PYTHONPATH": paths},
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -126,20 +132,30 @@ class Opener:
 class Fuzzer:
     """Makes cases of good bundles and opens them."""
 
-    def __init__(self, bases: dict[str, Path], scratch: Path, seed: int, ways: Sequence[str] = tuple(WAYS)) -> None:
+    def __init__(
+        self,
+        bases: dict[str, Path],
+        scratch: Path,
+        seed: int,
+        ways: Sequence[str] = tuple(WAYS),
+        opener: Opener | None = None,
+    ) -> None:
         """
         Args:
             bases: good bundles by name.
-            scratch: an empty folder.
+            scratch: a folder that does not exist.
             seed: of all cases.
             ways: keys of WAYS.
+            opener: that others use, too; None for one of its own, which is ended with it.
         """
+        (scratch / "cases").mkdir(parents=True)
         self._bases = bases
         self._scratch = scratch
         self._seed = seed
         self._ways = tuple(ways)
         self._canary = Canary(scratch / "outside")
-        self._opener = Opener(scratch / "opener")
+        self._opener = opener or Opener(scratch / "opener")
+        self._ends_opener = opener is None
 
     def case(self, number: int, keep: Path | None = None) -> Ended:
         """Make a case, open it, and say how it ended."""
@@ -161,20 +177,15 @@ class Fuzzer:
         _remove(folder)
         return Ended(number, base, f"{kind}.{way.__name__}", said, outcome, what)
 
-    def cases(self, numbers: Iterator[int] | range) -> Iterator[Ended]:
-        """Case after case."""
-        for number in numbers:
-            yield self.case(number)
-
     def close(self) -> None:
         """End the process that opens bundles."""
-        self._opener.close()
+        if self._ends_opener:
+            self._opener.close()
         self._canary.close()
 
     def _written(self) -> str:
         """Files that a bundle made somewhere."""
-        work = self._scratch / "opener" / "work"
-        found = [*work.iterdir(), *self._scratch.glob("outside/written*")]
+        found = [*self._opener.work.iterdir(), *self._scratch.glob("outside/written*")]
         for path in found:
             _remove(path)
         return ", ".join(path.name for path in found)
@@ -206,8 +217,7 @@ def main() -> int:
             "encoder": thin(whole, scratch / "encoder"),
             "decoder": make_decoder(scratch / "decoder"),
         }
-        (scratch / "cases").mkdir()
-        fuzzer = Fuzzer(bases, scratch, arguments.seed, arguments.ways.split(","))
+        fuzzer = Fuzzer(bases, scratch / "fuzz", arguments.seed, arguments.ways.split(","))
         try:
             ended = _run(fuzzer, arguments)
         finally:

@@ -15,6 +15,7 @@ from onnxpress.runtime.onnx_files import external_data_locations
 from onnxpress.runtime.paths import MANIFEST_NAME, is_inside, sha256_of
 
 REPORT_JSON = "report.json"
+_IN_MEMORY = "*/_ORT_MEM_ADDR_"  # onnxruntime's name for weights at an address of this process
 _MAX_MANIFEST_BYTES = 16 * 2**20
 _MAX_REPORT_BYTES = 64 * 2**20
 
@@ -53,7 +54,11 @@ class Bundle:
         model = self.path_of(variant.model)
         parent = Path(variant.model).parent
         for location in sorted(external_data_locations(model)):
-            if not is_inside(location) or (parent / location).as_posix() not in variant.files:
+            if (
+                location.startswith(_IN_MEMORY)
+                or not is_inside(location)
+                or (parent / location).as_posix() not in variant.files
+            ):
                 raise InvalidBundleError(
                     f"{variant.model} reads its weights from {location!r}, which is not one of the files of variant "
                     f"{variant.name!r}; do not use this bundle"

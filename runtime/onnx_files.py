@@ -37,6 +37,8 @@ _PATHS: dict[str, dict[int, str]] = {
 # What identifies a function, in its definition and in a node that calls it: domain, name, overload.
 _IDENTITY = {"Function": (10, 1, 13), "Node": (7, 4, 8)}
 
+_ENGINE = b"EPContext"  # a compiled engine, in a file that providers open by themselves
+
 _Function = tuple[bytes, bytes, bytes]
 
 
@@ -93,6 +95,8 @@ class _Walk:
         if names:
             domain, name, overload = (identity[number] for number in names)
             if message == "Node":
+                if name == _ENGINE:
+                    raise ValueError(f"its node {_ENGINE.decode()} names files of its own")
                 self._calls[domain, name, overload] += 1
             else:
                 self._bodies[domain, name, overload] = self._calls

@@ -39,7 +39,7 @@ class Canary:
             start = position + _HEADER.size
             names.append(os.fsdecode(data[start : start + length].rstrip(b"\0")))
             position = start + length
-        return sorted(set(names))
+        return sorted({name for name in names if name})  # without a name: the folder itself was listed
 
     def close(self) -> None:
         """Stop watching."""

@@ -5,55 +5,65 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.fuzzing import sealing
 
 
 def replace_file(folder: Path, rng: random.Random, canary: Path) -> str:
-    """One file."""
+    """One file. The manifest says the size of what is there now."""
     document = sealing.read(folder)
-    names = [sealing.MANIFEST, *(record["path"] for record in document["files"])]
-    name = rng.choice(names)
-    kind = rng.choice(
-        ("pipe", "link", "link inside", "zero", "full", "folder", "missing", "sparse", "secret", "loop", "empty")
-    )
+    name = rng.choice([sealing.MANIFEST, *(record["path"] for record in document["files"])])
+    kind = rng.choice(sorted(_KINDS))
     path = folder / name
-    size = path.stat().st_size
     content = path.read_bytes()
     path.unlink()
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "link":
-        path.symlink_to(canary)
-        size = canary.stat().st_size
-    elif kind == "link inside":
-        (folder / "elsewhere").write_bytes(content)
-        path.symlink_to(folder.resolve() / "elsewhere")
-    elif kind in ("zero", "full"):
-        path.symlink_to(f"/dev/{kind}")
-        size = 0
-    elif kind == "folder":
-        path.mkdir()
-        size = path.stat().st_size
-    elif kind == "sparse":
-        path.write_bytes(content)
-        os.truncate(path, 2**31)
-        size = 2**31
-    elif kind == "secret":
-        path.write_bytes(content)
-        path.chmod(0)
-    elif kind == "loop":
-        path.symlink_to(path)
-    elif kind == "empty":
-        path.touch()
-        size = 0
+    _KINDS[kind](path, content, canary)
     for record in document["files"]:
         if record["path"] == name:
-            record["size_bytes"] = size
+            record["size_bytes"] = _size(path)
     if name != sealing.MANIFEST:
         sealing.write(folder, document)
     return f"{name}: {kind}"
+
+
+def _sparse(path: Path, content: bytes, canary: Path) -> None:
+    path.write_bytes(content)
+    os.truncate(path, 2**31)
+
+
+def _linked_inside(path: Path, content: bytes, canary: Path) -> None:
+    away = path.with_name("elsewhere")
+    away.write_bytes(content)
+    path.symlink_to(away.resolve())
+
+
+def _secret(path: Path, content: bytes, canary: Path) -> None:
+    path.write_bytes(content)
+    path.chmod(0)
+
+
+_KINDS: dict[str, Callable[[Path, bytes, Path], None]] = {
+    "pipe": lambda path, content, canary: os.mkfifo(path),
+    "link": lambda path, content, canary: path.symlink_to(canary),
+    "link inside": _linked_inside,
+    "zero": lambda path, content, canary: path.symlink_to("/dev/zero"),
+    "full": lambda path, content, canary: path.symlink_to("/dev/full"),
+    "folder": lambda path, content, canary: path.mkdir(),
+    "missing": lambda path, content, canary: None,
+    "sparse": _sparse,
+    "secret": _secret,
+    "loop": lambda path, content, canary: path.symlink_to(path),
+    "empty": lambda path, content, canary: path.touch(),
+}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def replace_unlisted(folder: Path, rng: random.Random, canary: Path) -> str:
@@ -64,18 +74,8 @@ def replace_unlisted(folder: Path, rng: random.Random, canary: Path) -> str:
     sealing.write(folder, document)
     path = folder / name
     path.unlink(missing_ok=True)
-    kind = rng.choice(("pipe", "link", "zero", "folder", "sparse", "missing"))
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "link":
-        path.symlink_to(canary)
-    elif kind == "zero":
-        path.symlink_to("/dev/zero")
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "sparse":
-        path.touch()
-        os.truncate(path, 2**31)
+    kind = rng.choice(("pipe", "link", "zero", "folder", "sparse", "missing", "loop", "empty"))
+    _KINDS[kind](path, b"", canary)
     return f"{name} not listed: {kind}"
 
 

@@ -210,7 +210,7 @@ def _field(number: int, content: bytes) -> bytes:
 
 def _chain(model: onnx.ModelProto, path: Path, rng: random.Random, canary: Path) -> None:
     """A very long chain of nodes before an output."""
-    count = rng.choice((1000, 20_000))
+    count = rng.choice((500, 3000))
     output = model.graph.output[0].name
     for node in model.graph.node:
         node.output[:] = ["link_0" if name == output else name for name in node.output]
@@ -234,7 +234,7 @@ def _recursive_function(model: onnx.ModelProto, path: Path, rng: random.Random, 
     own = [helper.make_opsetid("own", 1), helper.make_opsetid("", 20)]
     kind = rng.choice(("itself", "each other", "doubling"))
     calls = {"itself": {"f": ["f"]}, "each other": {"f": ["g"], "g": ["f"]}}.get(kind) or {
-        "f" if level == 0 else f"f{level}": [f"f{level + 1}"] * 2 for level in range(rng.choice((12, 40)))
+        "f" if level == 0 else f"f{level}": [f"f{level + 1}"] * 2 for level in range(rng.choice((8, 40)))
     }
     last = max(calls, key=len) if kind == "doubling" else ""
     if last:

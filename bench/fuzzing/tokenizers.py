@@ -114,7 +114,8 @@ def _post_processor(document: dict[str, Any], rng: random.Random) -> None:
 
 def _merges(document: dict[str, Any], rng: random.Random) -> None:
     document["model"] = {
-        "type": "BPE", "vocab": {"a": 0, "b": 1, "ab": rng.choice((0, 2, 2**32 - 1))}, "unk_token": rng.choice((None, "zz", "a")),
+        "type": "BPE", "vocab": {"a": 0, "b": 1, "ab": rng.choice((0, 2, 2**32 - 1))},
+        "unk_token": rng.choice((None, "zz", "a")),
         "merges": rng.choice(([["a", "b"]], [["a", "c"]], ["a b"], ["a"], [["", ""]])), "fuse_unk": True,
         "dropout": rng.choice((None, 0.5, 2.0, -1.0)), "byte_fallback": rng.random() < 0.5,
         "continuing_subword_prefix": rng.choice((None, "", "é" * 9)), "end_of_word_suffix": rng.choice((None, "</w>")),

@@ -12,7 +12,8 @@ NUMBERS = (
     0.5, -0.5, 1e-300, 1e308, float("nan"), float("inf"), float("-inf"),
 )  # fmt: skip
 TEXTS = (
-    "", " ", "a", "\0", "\ud800", "\n", "..", "/", "../x", "a/../b", "nan", "-1", "none", "None", "batch", "sequence", "é", "😀",
+    "", " ", "a", "\0", "\ud800", "\n", "..", "/", "../x", "a/../b", "nan", "-1", "none", "None",
+    "batch", "sequence", "é", "😀",
     "x" * 5000, "{{ messages }}", "%s%n", "[PAD]", "int64", "float", "logits", "fp32",
 )  # fmt: skip
 OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [None], [[]], {"": None}, [0], ["a"], {"a": 1})

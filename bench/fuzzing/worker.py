@@ -38,7 +38,7 @@ def _write(model: Any) -> None:
     model.generate("hello", max_new_tokens=6)
     model.generate(["the cat", "a dog " * 20], max_new_tokens=4, seed=0, n=2)
     "".join(model.stream("the", max_new_tokens=4, stop=["xyz"]))
-    model.generate("tell", max_new_tokens=4, beams=2)
+    model.generate("tell", max_new_tokens=4, num_beams=2)
     model.perplexity(["the cat sat on the mat"])
     if model.settings.generation.chat_template is not None:
         model.chat(MESSAGES, max_new_tokens=4)
