@@ -214,7 +214,7 @@ def load_cases(path: Path) -> list[Case]:
         InvalidBundleError: the file is not such an archive.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if (size := sum(entry.file_size for entry in archive.zip.infolist())) > _MOST_CASE_BYTES:
                 raise ValueError(f"it unpacks to {size:,} bytes, the limit is {_MOST_CASE_BYTES:,}")
             arrays: Mapping[str, Any] = {name: archive[name] for name in archive.files}

@@ -30,7 +30,7 @@ def replace_file(folder: Path, rng: random.Random, canary: Path) -> str:
 
 def _sparse(path: Path, content: bytes, canary: Path) -> None:
     path.write_bytes(content)
-    os.truncate(path, 2**31)
+    os.truncate(path, 2**30)
 
 
 def _linked_inside(path: Path, content: bytes, canary: Path) -> None:
