@@ -191,7 +191,7 @@ def keep(bundle: Bundle, measured: Sequence[Figures]) -> Bench:
 def advice(bundle: Bundle, bench: Bench) -> str | None:
     """A sentence where another variant than the bundle's default is clearly faster here, by what the default was chosen
     by, and holds the accuracy; None where there is none, or the default was not measured."""
-    manifest, report = bundle.manifest, _report(bundle)
+    manifest, report = bundle.manifest, bundle.report()
     objective = report.get("objective") or "throughput"
     default = bench.of(manifest.default_variant)
     if default is None or objective not in ("latency", "throughput"):
@@ -238,19 +238,10 @@ def _loses(before: Accuracy | None, after: Accuracy | None, allowed: object) -> 
 
 def bundle_figures(bundle: Bundle) -> dict[str, dict[str, Any]]:
     """What report.json says of each variant, with its `measurement`; empty where no report can be read."""
-    report = _report(bundle)
+    report = bundle.report()
     try:
         return {str(row["name"]): row | {"measurement": report["measurement"]} for row in report["variants"]}
     except (LookupError, TypeError):  # as below
-        return {}
-
-
-def _report(bundle: Bundle) -> dict[str, Any]:
-    """report.json, empty where it cannot be read: a bundle serves without it."""
-    try:
-        found = json.loads((bundle.folder / "report.json").read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError, RecursionError):
         return {}
 
 

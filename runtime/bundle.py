@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import stat
 from pathlib import Path
+from typing import Any
 
 from onnxpress.runtime.errors import InvalidBundleError
 from onnxpress.runtime.manifest import FileRecord, Manifest, Variant, parse_manifest
 from onnxpress.runtime.onnx_files import external_data_locations
 from onnxpress.runtime.paths import MANIFEST_NAME, is_inside, sha256_of
 
+REPORT_JSON = "report.json"
+_IN_MEMORY = "*/_ORT_MEM_ADDR_"  # onnxruntime's name for weights at an address of this process
 _MAX_MANIFEST_BYTES = 16 * 2**20
+_MAX_REPORT_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +29,21 @@ class Bundle:
     manifest_sha256: str
 
     def path_of(self, relative: str) -> Path:
-        """Absolute path of one of the bundle's files (checked when the bundle was opened)."""
-        return self.folder / relative
+        """Path of one of the bundle's files.
+
+        Raises:
+            InvalidBundleError: it is missing, is no regular file, or is outside the bundle.
+        """
+        return _own_file(self.folder, relative)[0]
+
+    def report(self) -> dict[str, Any]:
+        """What report.json says; empty where it cannot be read: a bundle serves without it."""
+        try:
+            path, size = _own_file(self.folder, REPORT_JSON)
+            found = json.loads(path.read_text(encoding="utf-8")) if size <= _MAX_REPORT_BYTES else {}
+            return found if isinstance(found, dict) else {}
+        except (InvalidBundleError, OSError, ValueError, RecursionError):
+            return {}
 
     def model_path(self, variant: Variant) -> Path:
         """The variant's ONNX file, after checking that its external data stays among the variant's own files.
@@ -35,7 +54,11 @@ class Bundle:
         model = self.path_of(variant.model)
         parent = Path(variant.model).parent
         for location in sorted(external_data_locations(model)):
-            if not is_inside(location) or (parent / location).as_posix() not in variant.files:
+            if (
+                location.startswith(_IN_MEMORY)
+                or not is_inside(location)
+                or (parent / location).as_posix() not in variant.files
+            ):
                 raise InvalidBundleError(
                     f"{variant.model} reads its weights from {location!r}, which is not one of the files of variant "
                     f"{variant.name!r}; do not use this bundle"
@@ -74,7 +97,7 @@ def open_bundle(path: str | Path, verify: bool = False) -> Bundle:
             raise InvalidBundleError(f"there is no bundle folder at {path}")
         if not location.is_file():
             raise InvalidBundleError(f"{path} is not a bundle: it has no {MANIFEST_NAME}")
-        if location.stat().st_size > _MAX_MANIFEST_BYTES:
+        if _own_file(folder, MANIFEST_NAME)[1] > _MAX_MANIFEST_BYTES:
             raise InvalidBundleError(f"{location} is larger than {_MAX_MANIFEST_BYTES} bytes; do not use this bundle")
         data = location.read_bytes()
         manifest = parse_manifest(data.decode(), str(location))
@@ -103,15 +126,30 @@ def _check_files(bundle: Bundle) -> None:
 
 
 def _check_file(folder: Path, record: FileRecord) -> None:
-    if not is_inside(record.path):
-        raise InvalidBundleError(f"the manifest names {record.path!r}, outside the bundle; do not use this bundle")
-    path = folder / record.path
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise InvalidBundleError(f"{record.path} is a link that leaves the bundle; do not use this bundle")
-    if not path.is_file():
-        raise InvalidBundleError(f"{record.path} is missing from the bundle {folder}; copy or export it again")
-    size = path.stat().st_size
+    _, size = _own_file(folder, record.path)
     if size != record.size_bytes:
         raise InvalidBundleError(
             f"{record.path} has {size} bytes, the bundle was sealed with {record.size_bytes}; copy or export it again"
         )
+
+
+def _own_file(folder: Path, relative: str) -> tuple[Path, int]:
+    """Path and size of a regular file in the bundle's folder: opening a pipe or a device could block or never end.
+
+    Raises:
+        InvalidBundleError: it is not one.
+    """
+    if not is_inside(relative):
+        raise InvalidBundleError(f"the manifest names {relative[:200]!r}, outside the bundle; do not use this bundle")
+    path = folder / relative
+    try:
+        if not path.resolve(strict=True).is_relative_to(folder.resolve()):
+            raise InvalidBundleError(f"{relative} is a link that leaves the bundle; do not use this bundle")
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InvalidBundleError(f"{relative} is missing from the bundle {folder}; copy or export it again") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to each other, before Python 3.13
+        raise InvalidBundleError(f"{relative[:200]} cannot be read; copy or export the bundle again") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise InvalidBundleError(f"{relative} is missing from the bundle {folder}: what is there is no regular file")
+    return path, found.st_size

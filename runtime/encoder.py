@@ -17,10 +17,11 @@ import numpy.typing as npt
 from onnxpress.runtime.arenas import rest, smallest_feeds
 from onnxpress.runtime.batching import SideBySide, plan_batches, tokens_per_batch
 from onnxpress.runtime.bundle import Bundle
+from onnxpress.runtime.interface import check_interface, check_outputs
 from onnxpress.runtime.manifest import Tensor, TokenizerSettings, Variant
 from onnxpress.runtime.providers import CPU, Placement, Provider
 from onnxpress.runtime.providers.placement import placement_of
-from onnxpress.runtime.session import make_session
+from onnxpress.runtime.session import inference_error, make_session
 from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.shared_weights import model_to_open
 
@@ -76,12 +77,14 @@ class SessionGraph:
         self._chosen = tuple(providers)
         self._most_rows = providers[0].most_rows
         self._outputs = [tensor.name for tensor in bundle.manifest.outputs]
+        self._tensors = bundle.manifest.outputs
         self._path = model_to_open(bundle, variant, settings, on_cpu=self.providers[0] == CPU)
         self._lock = threading.Lock()
         # A single session has all threads for each run, so runs beside it would only take more memory.
         self._in_turn: AbstractContextManager[Any] = nullcontext() if settings.sessions == "two" else threading.Lock()
         # One text is fastest with all threads on each operator; many batches are fastest with one thread each.
         self._wide = self._open(self.threads)
+        check_interface(self._wide, bundle.manifest.inputs, self._tensors, variant.model)
         self._narrow: onnxruntime.InferenceSession | None = self._wide if self.workers == 1 else None
         if settings.warm_up:
             for session in (self._wide, self._narrow_session()):
@@ -97,8 +100,13 @@ class SessionGraph:
     def run(self, feeds: Feeds, alone: bool) -> list[FloatArray]:
         """Outputs in the manifest's order."""
         session = self._wide if alone else self._narrow_session()
-        with self._in_turn:
-            outputs: list[FloatArray] = session.run(self._outputs, feeds)
+        try:
+            with self._in_turn:
+                outputs: list[FloatArray] = session.run(self._outputs, feeds)
+        except Exception as error:
+            raise inference_error(error) from error
+        batch, sequence = feeds["input_ids"].shape
+        check_outputs(outputs, self._tensors, {"batch": batch, "sequence": sequence})
         return outputs
 
     def placement(self) -> Placement:

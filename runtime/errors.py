@@ -3,6 +3,7 @@
 OnnxpressError
 ├── InvalidInputError        a text, an option or a data file that cannot be used   (also a ValueError)
 ├── InvalidBundleError       a bundle that is broken, tampered with or too new
+├── InferenceError           a graph that onnxruntime loaded and could not run
 ├── UnsupportedModelError    a model or task that cannot be exported
 ├── ProviderError            an execution provider that was asked for and cannot be had
 ├── ForkError                a model used in another process than the one that loaded it (also a RuntimeError)
@@ -25,6 +26,10 @@ class InvalidInputError(OnnxpressError, ValueError):
 
 class InvalidBundleError(OnnxpressError):
     """A bundle is incomplete, was changed, leaves its folder, or was written by a newer onnxpress."""
+
+
+class InferenceError(OnnxpressError):
+    """onnxruntime loaded a graph and failed while it ran it: memory that it did not get, or a graph that is broken."""
 
 
 class UnsupportedModelError(OnnxpressError):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from onnxpress.runtime.decoding import decode
 from onnxpress.runtime.errors import InvalidBundleError
+from onnxpress.runtime.manifest_checks import check_manifest
 
 SCHEMA_VERSION = 2
 
@@ -223,28 +224,36 @@ def parse_manifest(text: str, origin: str) -> Manifest:
         origin: what to call it in an error, mostly its path.
 
     Raises:
-        InvalidBundleError: not JSON, a newer schema, or a key that is unknown, missing or of the wrong type.
+        InvalidBundleError: not JSON, a newer schema, a key that is unknown, missing or of the wrong type, or a value
+            that cannot be (manifest_checks.py).
     """
     try:
         document = json.loads(text)
+        # NaN, numbers beyond float64 and lone surrogates are read without complaint and fail where nobody expects
+        # them.
+        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise InvalidBundleError(f"{origin} is not valid JSON ({error}); export the bundle again") from error
     version = document.get("schema_version") if isinstance(document, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise InvalidBundleError(f"{origin} has no usable schema_version (found {version!r}); is this a bundle?")
+        raise InvalidBundleError(
+            f"{origin} has no usable schema_version (found {str(version)[:80]!r}); is this a bundle?"
+        )
     if version > SCHEMA_VERSION:
         raise InvalidBundleError(
-            f"{origin} has schema version {version}, this onnxpress reads up to {SCHEMA_VERSION}; upgrade onnxpress"
+            f"{origin} has schema version {str(version)[:20]}, this onnxpress reads up to {SCHEMA_VERSION}; "
+            "upgrade onnxpress"
         )
     try:
         while version < SCHEMA_VERSION:
             document = UPGRADES[version](document)
             version = document["schema_version"]
         manifest = decode(Manifest, document)
+        manifest.variant(None)
+        check_manifest(manifest)
     # The last three come from upgrades, which trust that an older document has the form it should have.
     except (ValueError, OverflowError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise InvalidBundleError(f"{origin} is not a valid manifest: {error}; export the bundle again") from error
-    manifest.variant(None)
     return manifest
 
 

@@ -21,16 +21,22 @@ _told: set[tuple[str, str]] = set()
 def made_on(manifest: Manifest) -> Machine:
     """The machine a bundle was made on; what its manifest does not say is empty."""
     told = manifest.machine
+    features = told.get("cpu_features")
     return Machine(
         cpu=str(told.get("cpu") or ""),
         architecture=str(told.get("architecture") or ""),
-        cores=int(told.get("cores") or 0),
-        cpu_features=tuple(map(str, told.get("cpu_features") or ())),
-        memory_bytes=int(told.get("memory_bytes") or 0),
+        cores=_whole(told.get("cores")),
+        cpu_features=tuple(map(str, features)) if isinstance(features, list) else (),
+        memory_bytes=_whole(told.get("memory_bytes")),
         system=str(told.get("system") or ""),
         python=str(told.get("python") or ""),
         gpu=None if told.get("gpu") is None else str(told["gpu"]),
     )
+
+
+def _whole(value: object) -> int:
+    """A number of the manifest, which may say anything there; 0 for what is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def differences(manifest: Manifest) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ def sha256_of(path: Path) -> str:
 def is_inside(relative: str) -> bool:
     """Whether a relative POSIX path stays in its folder: not empty, not absolute, no `..`, no backslash or drive."""
     path = PurePosixPath(relative)
-    bad = not relative or path.is_absolute() or ".." in path.parts or "\\" in relative or "\0" in relative
+    bad = not path.parts or path.is_absolute() or ".." in path.parts or "\\" in relative or "\0" in relative
     return not bad and ":" not in path.parts[0]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxpress.runtime import hardware
 from onnxpress.runtime.arenas import apply_arena, shrinking_session
-from onnxpress.runtime.errors import InvalidBundleError, ProviderError, first_line
+from onnxpress.runtime.errors import InferenceError, InvalidBundleError, ProviderError, first_line
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.providers.options import ON_CPU, Provider
@@ -128,12 +128,23 @@ def _session_options(
     return options
 
 
+def inference_error(error: Exception) -> InferenceError:
+    """What onnxruntime raised while it ran a graph, as a sentence. Its exception classes have no common base."""
+    return InferenceError(
+        f"onnxruntime failed while it ran the model: {first_line(error)}; where memory is short, ask for less at once, "
+        "else export the bundle again"
+    )
+
+
 def runner(
     session: onnxruntime.InferenceSession, outputs: Sequence[str]
 ) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
     """A function from graph inputs to the named outputs."""
 
     def run(feeds: dict[str, Any]) -> Mapping[str, Any]:
-        return dict(zip(outputs, session.run(list(outputs), feeds), strict=True))
+        try:
+            return dict(zip(outputs, session.run(list(outputs), feeds), strict=True))
+        except Exception as error:
+            raise inference_error(error) from error
 
     return run

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError
+from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError, first_line
 from onnxpress.runtime.manifest import TokenizerSettings
+from onnxpress.runtime.tokenizer_checks import is_of_library, read_tokenizer_file, tokenizing
 
 if TYPE_CHECKING:
     import tokenizers
@@ -33,16 +34,18 @@ class Tokenizer:
         import tokenizers
 
         try:
-            self.backend = tokenizers.Tokenizer.from_file(str(path))
-        # tokenizers raises plain Exception for every malformed file.
-        except Exception as error:
+            self.backend = tokenizers.Tokenizer.from_buffer(read_tokenizer_file(path))
+            self.backend.no_padding()
+            self._side = (self.backend.truncation or {}).get("direction", "right")
+            self.backend.enable_truncation(settings.max_length, direction=self._side)
+        # tokenizers raises plain Exception for malformed files, ValueError for other bytes, and panics.
+        except BaseException as error:
+            if not isinstance(error, (OSError, ValueError, RecursionError)) and not is_of_library(error):
+                raise
             raise InvalidBundleError(
-                f"{path} is not a readable tokenizer ({error}); export the bundle again"
+                f"{path} is not a readable tokenizer ({first_line(error)}); export the bundle again"
             ) from error
         self.settings = settings
-        self.backend.no_padding()
-        self._side = (self.backend.truncation or {}).get("direction", "right")
-        self.backend.enable_truncation(settings.max_length, direction=self._side)
         # Truncation is a state of the tokenizer, not an argument of a call: each kind gets a copy of its own.
         self._copies: dict[tuple[Cut, int, int], tokenizers.Tokenizer] = {
             ("longest_first", 0, settings.max_length): self.backend
@@ -70,6 +73,12 @@ class Tokenizer:
                 that must not be cut leaves no room for the other; the message gives the item's index.
         """
         prepared = [self._prepare(index, text) for index, text in enumerate(texts)]
+        with tokenizing():
+            return self._encode(prepared, cut, stride, max_length)
+
+    def _encode(
+        self, prepared: list[TextOrPair], cut: Cut, stride: int | None, max_length: int | None
+    ) -> list[tokenizers.Encoding]:
         backend = self._backend(cut, stride or 0, max_length or self.settings.max_length)
         try:
             if len(prepared) == 1:  # no thread hand-over for one text
@@ -86,7 +95,8 @@ class Tokenizer:
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens that a prompt takes at the front of a text: its own and the special tokens before them."""
-        return prompt_length(self.backend, prompt)
+        with tokenizing():
+            return prompt_length(self.backend, prompt)
 
     def _backend(self, cut: Cut, stride: int, max_length: int) -> tokenizers.Tokenizer:
         import tokenizers

@@ -19,6 +19,7 @@ from onnxpress.runtime.errors import InvalidBundleError, first_line
 from onnxpress.runtime.manifest import Tensor
 
 CASES_FILE = "verification.npz"
+_MOST_CASE_BYTES = 4 * 2**30
 EMBEDDING = "sentence_embedding"
 """The one output whose rows are vectors that are compared by their direction."""
 
@@ -213,7 +214,9 @@ def load_cases(path: Path) -> list[Case]:
         InvalidBundleError: the file is not such an archive.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if (size := sum(entry.file_size for entry in archive.zip.infolist())) > _MOST_CASE_BYTES:
+                raise ValueError(f"it unpacks to {size:,} bytes, the limit is {_MOST_CASE_BYTES:,}")
             arrays: Mapping[str, Any] = {name: archive[name] for name in archive.files}
         cases = []
         for index, name in enumerate(arrays["names"].tolist()):
@@ -222,9 +225,10 @@ def load_cases(path: Path) -> list[Case]:
                 expected = {EMBEDDING: arrays[f"{index}.expected"]}
             cases.append(Case(name, _group(arrays, f"{index}.feeds."), expected, bool(arrays["real"][index])))
         return cases
-    except (OSError, ValueError, KeyError, IndexError, EOFError) as error:
+    # What zipfile, zlib and numpy's own format raise for broken archives has no common base.
+    except Exception as error:
         raise InvalidBundleError(
-            f"{path} does not hold verification cases ({error}); export the bundle again"
+            f"{path} does not hold verification cases ({first_line(error)}); export the bundle again"
         ) from error
 
 

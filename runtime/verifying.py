@@ -86,9 +86,11 @@ def is_verified_here(bundle: Bundle, variant: Variant, provider: str) -> bool:
     """Whether the gate has passed on this machine, with this onnxruntime and this provider."""
     try:
         verdict = json.loads(_verdict_path(bundle, variant).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
-    return bool(verdict.get("passed") is True and verdict.get("provider") == provider)
+    if not isinstance(verdict, dict):
+        return False
+    return verdict.get("passed") is True and verdict.get("provider") == provider
 
 
 def _verdict_path(bundle: Bundle, variant: Variant) -> Path:

@@ -42,7 +42,7 @@ MANIFEST = Manifest(
     labels=LabelSettings(("negative", "positive"), "softmax"),
     mask=MaskSettings("[MASK]", 4),
     generation=GenerationSettings(1, (2,), (8,), 64, 99, (2,), None, {"temperature": 0.7}, "{{ messages }}"),
-    inputs=(Tensor("input_ids", "int64", ("batch", "sequence")),),
+    inputs=tuple(Tensor(name, "int64", ("batch", "sequence")) for name in ("input_ids", "attention_mask")),
     outputs=(Tensor("sentence_embedding", "float", ("batch", "8")),),
     files=(FileRecord("tokenizer.json", 3, "cd" * 32), FileRecord("fp32/model.onnx", 5, "ef" * 32)),
     variants=(
@@ -133,6 +133,73 @@ def test_a_bad_value_is_named_with_its_place(path: tuple[Any, ...], value: Any, 
     assert sentence in message
     assert message.startswith("bundle/onnxpress.json")
     assert "export the bundle again" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        (("tokenizer", "max_length"), 0, "tokenizer.max_length: expected a number from 1"),
+        (("tokenizer", "max_length"), 2**31, "tokenizer.max_length: expected a number from 1"),
+        (("tokenizer", "pad_id"), -1, "tokenizer.pad_id"),
+        (("tokenizer", "pad_type_id"), 2**70, "tokenizer.pad_type_id"),
+        (("mask", "id"), -1, "mask.id"),
+        (("embedding", "dimension"), 9, "the last axis of 'sentence_embedding' is '8', expected 9"),
+        (("embedding", "default_prompt_name"), "none", "embedding.default_prompt_name: there is no prompt 'none'"),
+        (("generation", "layers"), 2, "generation.kv_heads: expected one number for each of 2 layers"),
+        (("generation", "kv_heads", 0), 0, "generation.kv_heads"),
+        (("generation", "context"), -5, "generation.context"),
+        (("generation", "eos_ids", 0), 99, "generation.eos_ids: expected a number from 0 to 98"),
+        (("generation", "bos_id"), -1, "generation.bos_id"),
+        (("inputs",), [], "inputs: 'input_ids' is missing"),
+        (("inputs", 1, "name"), "input_ids", "inputs: a name comes twice"),
+        (("inputs", 0, "shape"), ["batch"], "inputs[0].shape: expected at least two axes"),
+        (("inputs", 0, "shape", 1), "batch", "the second axis of 'input_ids' is 'batch'"),
+        (("outputs", 0, "name"), "logits", "outputs: 'sentence_embedding' is missing"),
+        (("variants", 0, "name"), "../../x", "variants[0].name: '../../x' is no name"),
+        (("variants", 0, "name"), "", "variants[0].name: '' is no name"),
+        (("variants", 0, "model"), "fp32/model.ort", "variants[0].model: expected a name that ends with .onnx"),
+        (("variants", 0, "parity_threshold"), 10**400, "not a valid manifest"),
+        (("variants", 0, "session", "disabled_optimizers"), ["a/b"], "'a/b' is no name of an optimizer"),
+        (("variants", 0, "session", "config"), {"session.use_env_allocators": ""}, "'' is no value of an option"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_its_place(path: tuple[Any, ...], value: Any, sentence: str) -> None:
+    document = changed(*path, to=value)
+    if path[-1] == "name" and path[0] == "variants":
+        document["default_variant"] = value
+    with pytest.raises(InvalidBundleError) as caught:
+        parse(document)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "session.collect_node_memory_stats_to_file",
+        "session.node_partition_config_file",
+        "session.model_external_initializers_file_folder_path",
+        "session.optimized_model_external_initializers_file_name",
+        "session.load_model_format",
+        "ep.context_enable",
+        "ep.context_file_path",
+        "session.intra_op_thread_affinities",
+    ],
+)
+def test_options_that_name_files_or_belong_to_the_service_are_refused(key: str) -> None:
+    with pytest.raises(InvalidBundleError, match=f"'{key}' is no option that a bundle may set"):
+        parse(changed("variants", 0, "session", "config", to={key: "/tmp/x"}))
+
+
+def test_two_variants_of_one_name_are_refused() -> None:
+    with pytest.raises(InvalidBundleError, match="'fp32' comes twice"):
+        parse(changed("variants", to=DOCUMENT["variants"] * 2))
+
+
+@pytest.mark.parametrize("written", ["NaN", "Infinity", "-Infinity", "1e999", '"\\ud800"'])
+def test_numbers_and_texts_that_no_json_has_are_refused_everywhere(written: str) -> None:
+    text = json.dumps(changed("machine", "cores", to="HERE")).replace('"HERE"', written)
+    with pytest.raises(InvalidBundleError, match=r"onnxpress\.json is not valid JSON"):
+        parse_manifest(text, "onnxpress.json")
 
 
 def test_a_whole_number_is_a_float_too() -> None:

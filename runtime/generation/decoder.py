@@ -27,6 +27,7 @@ from onnxpress.runtime.generation.bindings import (
 )
 from onnxpress.runtime.generation.cache import CacheLayout, KeyValueCache
 from onnxpress.runtime.generation.storage import CacheType, DeviceBuffer, DeviceStorage, Storage
+from onnxpress.runtime.session import inference_error
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -63,7 +64,7 @@ class Decoder:
                 f"the graph has no input {LOGIT_INDEX!r}, the tokens whose logits are wanted; export the bundle again"
             )
         _check_layout(session, cache.layout)
-        self.vocabulary = int(next(node.shape[-1] for node in session.get_outputs() if node.name == LOGITS))
+        self.vocabulary = _vocabulary_of(session)
         self._bindings: dict[tuple[int, int, int, bool], Binding] = {}
         self._logits: FloatArray = np.empty((0, self.vocabulary), np.float32)
         self._storage = cache.storage if isinstance(cache.storage, DeviceStorage) else None
@@ -138,7 +139,10 @@ class Decoder:
         assert longest <= self.cache.capacity, f"{longest} tokens in a cache of {self.cache.capacity}"
         binding.seqlens_k[:] = lengths - 1
         binding.total_sequence_length[0] = longest
-        binding.run()
+        try:
+            binding.run()
+        except Exception as error:
+            raise inference_error(error) from error
         for row, new in enumerate(tokens, first_row):
             self.cache.tokens[row].extend(new)
         return binding.logits
@@ -186,7 +190,7 @@ def layout_of(session: onnxruntime.InferenceSession, settings: GenerationSetting
     """What a graph keeps of each token: sizes from the manifest, the type, in which variants differ, from the graph.
 
     Raises:
-        InvalidBundleError: the type is none of a cache.
+        InvalidBundleError: the type is none of a cache, or there are too few tokens.
         ProviderError: no attention kernel takes it there.
     """
     found = {node.type for node in session.get_inputs() if node.name.startswith("past.")}
@@ -198,15 +202,34 @@ def layout_of(session: onnxruntime.InferenceSession, settings: GenerationSetting
             f"the graph's cache is {dtype}; onnxruntime's attention on the {storage.owner} takes "
             f"{' or '.join(storage.types)}; use another variant, or another provider"
         )
+    if _vocabulary_of(session) < settings.vocabulary:
+        raise InvalidBundleError(
+            f"the graph knows {_vocabulary_of(session)} tokens, the manifest says {settings.vocabulary}; export the "
+            "bundle again"
+        )
     return CacheLayout(settings.kv_heads, settings.head_dims, dtype)
+
+
+def _vocabulary_of(session: onnxruntime.InferenceSession) -> int:
+    """
+    Raises:
+        InvalidBundleError: the graph has no float32 logits [batch, positions, vocabulary].
+    """
+    for node in session.get_outputs():
+        if node.name == LOGITS and node.type == "tensor(float)" and len(node.shape) == 3:
+            size = node.shape[-1]
+            if isinstance(size, int) and size > 0:
+                return size
+    raise InvalidBundleError(
+        f"the graph has no float32 output {LOGITS!r} [batch, positions, vocabulary]; export the bundle again"
+    )
 
 
 def _check_layout(session: onnxruntime.InferenceSession, layout: CacheLayout) -> None:
     """Buffers of another shape or type than the graph's would be read as what they are not."""
+    caches = [node for node in session.get_inputs() if node.name.startswith("past.")]
     found = {
-        node.name: (node.shape[1], node.shape[3], _TYPES.get(node.type, node.type))
-        for node in session.get_inputs()
-        if node.name.startswith("past.")
+        node.name: (*node.shape[1::2], _TYPES.get(node.type, node.type)) for node in caches if len(node.shape) == 4
     }
     expected = {
         f"past.{layer}.{kind}": (heads, size, layout.dtype)

@@ -170,8 +170,9 @@ class Engine:
             try:
                 if self._scheduler.busy:
                     self._scheduler.advance()
-            # An error of ours must not leave callers waiting for ever: all get it, and the next requests are served.
-            except Exception as error:  # noqa: BLE001
+            # An error of ours, or a panic of a library, must not leave callers waiting for ever: all get it, and the
+            # next requests are served.
+            except BaseException as error:  # noqa: BLE001
                 for request in self._scheduler.requests():
                     request.fail(error)
                 self._scheduler.clear()

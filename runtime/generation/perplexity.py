@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxpress.runtime.generation.replay import Replay
+from onnxpress.runtime.tokenizer_checks import tokenizing
 
 if TYPE_CHECKING:
     import tokenizers
@@ -83,7 +84,8 @@ def encode_whole(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
     limits = tokenizer.truncation
     tokenizer.no_truncation()
     try:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        with tokenizing():
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return ids
     finally:
         if limits is not None:

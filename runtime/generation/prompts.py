@@ -10,6 +10,7 @@ import numpy as np
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import GenerationSettings
 from onnxpress.runtime.tokenizer import MAX_TEXT_CHARACTERS
+from onnxpress.runtime.tokenizer_checks import tokenizing
 
 if TYPE_CHECKING:
     import tokenizers
@@ -31,9 +32,10 @@ class Prompts:
         """
         import tokenizers
 
-        self.tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
+        with tokenizing():
+            self.tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+            self.tokenizer.no_truncation()
+            self.tokenizer.no_padding()
         self._settings = settings
         self._most_characters = max(MAX_TEXT_CHARACTERS, _CHARACTERS_PER_TOKEN * settings.context)
 
@@ -66,7 +68,8 @@ class Prompts:
             raise InvalidInputError(
                 f"the prompt has a lone surrogate at position {error.start}, so it is not valid Unicode"
             ) from error
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=not rendered).ids
+        with tokenizing():
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=not rendered).ids
         return ids
 
 

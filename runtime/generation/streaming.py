@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from onnxpress.runtime.tokenizer_checks import tokenizing
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -132,8 +134,9 @@ class _WindowStream(TextStream):
 
     def _text(self, tokens: list[int]) -> str:
         """What `tokens` add to the context."""
-        before: str = self._tokenizer.decode(self._context, skip_special_tokens=False)
-        both: str = self._tokenizer.decode(self._context + tokens, skip_special_tokens=False)
+        with tokenizing():
+            before: str = self._tokenizer.decode(self._context, skip_special_tokens=False)
+            both: str = self._tokenizer.decode(self._context + tokens, skip_special_tokens=False)
         return both[len(before) :]
 
     def _part_of_run(self) -> str:

@@ -15,6 +15,7 @@ from onnxpress.runtime.tasks.base import TaskModel, texts_only
 from onnxpress.runtime.tasks.scores import softmax
 from onnxpress.runtime.tasks.steps import Steps, Work, in_steps
 from onnxpress.runtime.tokenizer import Tokenizer
+from onnxpress.runtime.tokenizer_checks import tokenizing
 
 if TYPE_CHECKING:
     import tokenizers
@@ -103,7 +104,8 @@ class Filler(TaskModel):
         found: int | None = self.tokenizer.backend.token_to_id(text)
         if found is not None:
             return found
-        ids: list[int] = self.tokenizer.backend.encode(text, add_special_tokens=False).ids
+        with tokenizing():
+            ids: list[int] = self.tokenizer.backend.encode(text, add_special_tokens=False).ids
         return ids[0] if len(ids) == 1 else None
 
     def _gaps(self, index: int, text: str, encoding: tokenizers.Encoding) -> list[int]:
@@ -142,8 +144,10 @@ class Filler(TaskModel):
         filled = [token if index == position else other for index, other in enumerate(ids)]
         filled = [other for other in filled if other != self.tokenizer.settings.pad_id]
         # Other gaps are special tokens too, and must stay visible.
-        text = backend.decode(filled, skip_special_tokens=single)
-        return Filling(backend.decode([token], skip_special_tokens=False), token, score, text)
+        with tokenizing():
+            text = backend.decode(filled, skip_special_tokens=single)
+            word = backend.decode([token], skip_special_tokens=False)
+        return Filling(word, token, score, text)
 
 
 def _largest(scores: FloatArray, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -93,11 +92,11 @@ def _show(bundle: Bundle) -> None:
         print(f"  {kind:<12} {', '.join(described)}")
     machine = manifest.machine
     print(f"  measured on  {machine.get('cpu')}, {machine.get('cores')} cores")
-    if (evaluation := evaluated_on(bundle.folder / "report.json")) is not None:
+    if (evaluation := evaluated_on(bundle.report())) is not None:
         print(f"  evaluated on {evaluation}")
     print(f"  default      {manifest.default_variant}: {manifest.default_reason}")
     print()
-    rates = writing_rates(bundle.folder / "report.json") if manifest.task == "text-generation" else None
+    rates = writing_rates(bundle.report()) if manifest.task == "text-generation" else None
     _show_variants(manifest.variants, rates)
 
 
@@ -156,22 +155,22 @@ def _shortened(names: Sequence[str], width: int = 90) -> str:
     return ", ".join(names[:count]) + ", ..." * (count < len(names))
 
 
-def evaluated_on(report: Path) -> str | None:
+def evaluated_on(report: Mapping[str, Any]) -> str | None:
     """What the accuracy was measured on and by, which report.json says and the manifest does not; None without it."""
     try:
-        evaluation = json.loads(report.read_text(encoding="utf-8"))["evaluation"]
+        evaluation = report["evaluation"]
         files = ", ".join(evaluation["files"])
         return f"{files}, {evaluation['samples']:,} examples, by {evaluation['label']}"
-    except (OSError, ValueError, LookupError, TypeError):  # no evaluation, or no report: a bundle serves without
+    except (ValueError, LookupError, TypeError):  # no evaluation, or no report: a bundle serves without
         return None
 
 
-def writing_rates(report: Path) -> dict[str, float]:
+def writing_rates(report: Mapping[str, Any]) -> dict[str, float]:
     """New tokens a second that each variant of a decoder writes at best, which report.json says."""
     try:
-        variants = json.loads(report.read_text(encoding="utf-8"))["variants"]
-        return {row["name"]: max(entry["tokens_per_second"] for entry in row["throughput"]) for row in variants}
-    except (OSError, ValueError, LookupError, TypeError):  # as above
+        variants = report["variants"]
+        return {row["name"]: max(float(entry["tokens_per_second"]) for entry in row["throughput"]) for row in variants}
+    except (ValueError, LookupError, TypeError):  # as above
         return {}
 
 

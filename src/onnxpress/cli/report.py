@@ -20,9 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     from onnxpress.runtime.errors import InvalidBundleError
 
     bundle = open_bundle(arguments.bundle)
-    page = (bundle.folder / "report.html").resolve()
-    if not page.is_file():
-        raise InvalidBundleError(f"the bundle {arguments.bundle} has no report.html")
+    page = bundle.path_of("report.html").resolve()
     tell_origin(bundle)
     print(page)
     if arguments.open:
