@@ -72,6 +72,9 @@ def make_session(
     options.enable_mem_pattern = settings.arena.memory_pattern
     for key, value in {**hardware.session_config(describe_machine()), **session_settings.config}.items():
         options.add_session_config_entry(key, value)
+    if settings.share_weights:
+        # Kernels still rearrange each weight, to look it up by its hash; an arena would keep the room that takes.
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     if write_packed is not None:
         options.optimized_model_filepath = str(write_packed)
         for key, value in _WRITE_PACKED.items():

@@ -166,8 +166,9 @@ def _write(model: Path, variant: Variant, identity: dict[str, Any], folder: Path
     """Make a copy beside its place, and rename it."""
     staging = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder.parent))
     try:
+        settings = ServingSettings(threads=1, share_weights=True)
         try:
-            make_session(model, variant.session, settings=ServingSettings(threads=1), write_packed=staging / _MODEL)
+            make_session(model, variant.session, settings=settings, write_packed=staging / _MODEL)
         except InvalidBundleError as error:
             raise _NotSharedError(f"no copy could be written to {folder.parent}: {error}") from error
         weights = staging / PACKED_WEIGHTS
@@ -189,7 +190,7 @@ def _write(model: Path, variant: Variant, identity: dict[str, Any], folder: Path
 
 
 def _check_length(staging: Path) -> None:
-    """onnxruntime may not notice that the end was not written, and reading a mapped file behind its end kills the process."""
+    """onnxruntime may not notice that the end could not be written, and reading a mapped file behind its end is fatal."""
     found = (staging / PACKED_WEIGHTS).stat().st_size
     graph = (staging / _MODEL).read_bytes()
     parts = [map(int, part) for pattern in _PARTS for part in pattern.findall(graph)]
