@@ -76,7 +76,7 @@ def run(options: argparse.Namespace, folder: Path, scratch: Path) -> int:
     for variant in options.variants:
         found = figures[variant] = measure(options, bundle, variant, environment)
         show(variant, found)
-        if variant == "fp32":
+        if variant == "fp32" and options.bundle is None:
             limits += [
                 common.Limit(f"{WORKERS} workers' memory / one", found["memory_ratio"], MOST_MEMORY),
                 common.Limit("slowest of them / one alone", min(found["alone"]), LEAST_RATE, at_least=True),
@@ -141,7 +141,8 @@ def measure(options: argparse.Namespace, bundle: Path, variant: str, environment
         found["four"] = [worker.ask({"memory": True}) for worker in four]
         found["memory_ratio"] = sum(entry["pss"] for entry in found["four"]) / found["one_shared"]["pss"]
         # Started after memory was read, and idle until asked.
-        with setup.workers(min(len(setup.cores), WORKERS), share=False) as own:
+        with setup.workers(WORKERS, share=False) as own:
+            found["four_own"] = [worker.ask({"memory": True}) for worker in own]
             rates = _rates(setup, four, own, options.rounds)
     found["rates"] = rates
     found["alone"] = _ratios(rates["four"], rates["own"])
@@ -160,13 +161,13 @@ def _rates(
     rates: dict[str, list[list[float]]] = {name: [] for name in names}
     for _ in range(rounds):
         row: dict[str, list[float]] = {name: [] for name in names}
-        for index, worker in enumerate(four):
-            row["own"] += setup.rates([own[index % len(own)]])
-            row["four"] += setup.rates([worker])
-        for begin in range(0, WORKERS, len(own)):
-            group = four[begin : begin + len(own)]
-            row["own_at_once"] += setup.rates(own[: len(group)])
-            row["four_at_once"] += setup.rates(group)
+        for index in range(WORKERS):
+            row["own"] += setup.rates([own[index]])
+            row["four"] += setup.rates([four[index]])
+        for begin in range(0, WORKERS, len(setup.cores)):
+            group = slice(begin, begin + len(setup.cores))
+            row["own_at_once"] += setup.rates(own[group])
+            row["four_at_once"] += setup.rates(four[group])
         for name in names:
             rates[name].append(row[name])
     return rates
@@ -188,8 +189,9 @@ def show(variant: str, found: dict[str, Any]) -> None:
         print(f"  {label:<28}{_memory(entry)}{entry['rate']:10.1f}{entry['prefill']:10.0f}")
     for index, entry in enumerate(found["four"]):
         print(f"  worker {index + 1} of {WORKERS:<18}{_memory(entry)}{_median(found['rates']['four'], index):10.1f}")
-    total = {key: sum(entry[key] for entry in found["four"]) for key in ("pss", "anonymous")}
-    print(f"  {'together':<28}{_memory(total)}   {found['memory_ratio']:.2f} of one")
+    for name, label in (("four", "together"), ("four_own", f"{WORKERS}, weights of their own")):
+        total = {key: sum(entry[key] for entry in found[name]) for key in ("pss", "anonymous")}
+        print(f"  {label:<28}{_memory(total)}   {total['pss'] / found['one_shared']['pss']:.2f} of one")
     for key, label in (
         ("alone", "each while the others are idle / one alone with weights of its own"),
         ("at_once", "as many at once as there are cores / one alone with weights of its own"),
