@@ -16,9 +16,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.generating.timing import random_prompt
+
+if TYPE_CHECKING:
+    from onnxpress.runtime.bundle import Bundle
+    from onnxpress.runtime.settings import ServingSettings
+
+Rates = tuple[Callable[[float], float], Callable[[], float]]
+"""Of answers over some seconds, and of a prompt."""
 
 _FIRST_ORDINARY = 1000  # of an encoder's vocabulary
 _TEXT_WORDS = 32
@@ -43,8 +50,8 @@ def main() -> None:
         print(json.dumps(answer), flush=True)
 
 
-def load(options: dict[str, Any]) -> tuple[Callable[[float], float], Callable[[], float]]:
-    """Open the variant and warm it up. Functions for the rate over some seconds, and for that of a prompt."""
+def load(options: dict[str, Any]) -> Rates:
+    """Open the variant and warm it up."""
     from onnxpress.runtime.bundle import open_bundle
     from onnxpress.runtime.settings import ServingSettings
 
@@ -55,9 +62,7 @@ def load(options: dict[str, Any]) -> tuple[Callable[[float], float], Callable[[]
     return _encoder(settings, options)
 
 
-def _decoder(
-    bundle: Any, settings: Any, options: dict[str, Any]
-) -> tuple[Callable[[float], float], Callable[[], float]]:
+def _decoder(bundle: Bundle, settings: ServingSettings, options: dict[str, Any]) -> Rates:
     from onnxpress.runtime.generation.generator import Generator
 
     model = Generator.open(
@@ -68,23 +73,23 @@ def _decoder(
         cache_bytes=options["cache_bytes"],
     )
     rng = random.Random(options["seed"])
-    vocabulary = bundle.manifest.settings.generation.vocabulary
+    generation = bundle.manifest.settings.generation
+    assert generation is not None
 
     def seconds(prompt_tokens: int, new: int) -> float:
-        prompt = random_prompt(rng, prompt_tokens, vocabulary)
+        prompt = random_prompt(rng, prompt_tokens, generation.vocabulary)
         start = time.perf_counter()
         answer = model.generate([prompt], max_new_tokens=new, temperature=0, ignore_eos=True)[0]
         assert len(answer.token_ids) == new
         return time.perf_counter() - start
 
     def rate(wanted: float) -> float:
-        # T(n) - T(1) is the time of n - 1 steps; the first token costs its prompt.
-        steps, spent, end = 0, 0.0, time.perf_counter() + wanted
-        while not steps or time.perf_counter() < end:
-            first = seconds(8, 1)
-            spent += seconds(8, options["new_tokens"]) - first
-            steps += options["new_tokens"] - 1
-        return steps / spent
+        # A prompt of one token costs a step as each new token does.
+        steps, begin = 0, time.perf_counter()
+        while not steps or time.perf_counter() < begin + wanted:
+            seconds(1, options["new_tokens"])
+            steps += options["new_tokens"]
+        return steps / (time.perf_counter() - begin)
 
     def prefill() -> float:
         return float(options["prompt_tokens"] / seconds(options["prompt_tokens"], 1))
@@ -96,7 +101,7 @@ def _decoder(
     return rate, prefill
 
 
-def _encoder(settings: Any, options: dict[str, Any]) -> tuple[Callable[[float], float], Callable[[], float]]:
+def _encoder(settings: ServingSettings, options: dict[str, Any]) -> Rates:
     import onnxpress
     from onnxpress.runtime.workload import work_of
 
@@ -114,7 +119,7 @@ def _encoder(settings: Any, options: dict[str, Any]) -> tuple[Callable[[float], 
         return done / (time.perf_counter() - begin)
 
     rate(1)
-    return rate, lambda: 0.0
+    return rate, lambda: 0.0  # an encoder has no prompt apart
 
 
 def memory() -> dict[str, int]:
