@@ -119,6 +119,9 @@ def _session_options(
         config["session.disable_prepacking"] = "1"
     if not settings.spinning:
         config["session.intra_op.allow_spinning"] = "0"
+    if settings.share_weights:
+        # Kernels still rearrange each weight, to look it up by its hash; an arena would keep the room that takes.
+        config["session.use_device_allocator_for_initializers"] = "1"
     for key, value in config.items():
         options.add_session_config_entry(key, value)
     if write_packed is not None:

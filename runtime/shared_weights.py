@@ -84,13 +84,23 @@ def model_to_open(bundle: Bundle, variant: Variant, settings: ServingSettings, *
 
 def discard_changed(bundle: Bundle, variant: Variant) -> None:
     """Hash the copy of a variant's weights, if there is one, and remove it if it is not what was written; the next use
-    makes it anew. Processes that have mapped it keep it."""
+    makes it anew. Processes that have mapped it keep it.
+
+    Raises:
+        InvalidBundleError: it was changed and cannot be removed.
+    """
     folder = _folder(_identity(bundle, variant))
     record = _read_record(folder)
-    if record is not None and _hash_or_none(folder / PACKED_WEIGHTS) != record.get("weights_sha256"):
-        with contextlib.suppress(OSError), _locked(folder.parent):
-            _LOG.warning("the shared weights of %s have changed since they were written: made again", bundle.folder)
+    if record is None or _hash_or_none(folder / PACKED_WEIGHTS) == record.get("weights_sha256"):
+        return
+    try:
+        with _locked(folder.parent):
             _remove(folder)
+    except OSError as error:
+        raise InvalidBundleError(
+            f"the shared weights in {folder} were changed and cannot be removed ({error.strerror}); remove that folder"
+        ) from error
+    _LOG.warning("the shared weights in %s were changed, they are made again", folder)
 
 
 def _copy(bundle: Bundle, variant: Variant, model: Path) -> Path:
@@ -166,8 +176,9 @@ def _write(model: Path, variant: Variant, identity: dict[str, Any], folder: Path
     """Make a copy beside its place, and rename it."""
     staging = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder.parent))
     try:
+        settings = ServingSettings(threads=1, share_weights=True)
         try:
-            make_session(model, variant.session, settings=ServingSettings(threads=1), write_packed=staging / _MODEL)
+            make_session(model, variant.session, settings=settings, write_packed=staging / _MODEL)
         except InvalidBundleError as error:
             raise _NotSharedError(f"no copy could be written to {folder.parent}: {error}") from error
         weights = staging / PACKED_WEIGHTS
@@ -189,7 +200,7 @@ def _write(model: Path, variant: Variant, identity: dict[str, Any], folder: Path
 
 
 def _check_length(staging: Path) -> None:
-    """onnxruntime may not notice that the end was not written, and reading a mapped file behind its end kills the process."""
+    """onnxruntime may not notice that the end was not written, and reading a mapped file behind its end is fatal."""
     found = (staging / PACKED_WEIGHTS).stat().st_size
     graph = (staging / _MODEL).read_bytes()
     parts = [map(int, part) for pattern in _PARTS for part in pattern.findall(graph)]
@@ -226,9 +237,10 @@ def _remove(folder: Path) -> None:
 
 
 def _remove_unfinished(root: Path) -> None:
-    """What processes left that were killed: who writes holds the lock, so nobody does now."""
-    for folder in root.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    """What killed processes left, and what has lost its record: who writes holds the lock, so nobody does now."""
+    for folder in root.iterdir():
+        if folder.is_dir() and not (folder / _RECORD).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import pytest
 
 import onnxpress
 from onnxpress.runtime import shared_weights
-from onnxpress.runtime.bundle import Bundle, open_bundle
+from onnxpress.runtime.bundle import Bundle
 from onnxpress.runtime.errors import InvalidBundleError
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.settings import ServingSettings
@@ -207,9 +206,21 @@ def test_asking_for_verification_hashes_the_copy(bundle: Bundle, caplog: pytest.
     assert shared(bundle).parent == folder
     discard_changed(bundle, variant)
     assert not folder.exists()
-    assert "have changed since they were written" in caplog.text
+    assert "were changed, they are made again" in caplog.text
     shared(bundle)
     assert weights.read_bytes() == whole
+
+
+def test_a_changed_copy_that_cannot_be_removed_is_not_used(
+    bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (shared(bundle).parent / "weights.bin").write_bytes(b"other")
+    monkeypatch.setattr(shared_weights.os, "open", refuse)
+    with pytest.raises(InvalidBundleError, match=r"cannot be removed \(Permission denied\); remove that folder"):
+        discard_changed(bundle, bundle.manifest.variant(None))
 
 
 def test_load_with_verification_replaces_a_changed_copy(tiny_bundle: Path, cache: Path) -> None:
@@ -261,11 +272,12 @@ def test_a_copy_that_would_take_most_of_the_disk_is_not_made(
 
 
 def test_what_killed_processes_left_is_removed(bundle: Bundle, cache: Path) -> None:
-    left = cache / "weights" / ".new-killed"
-    left.mkdir(parents=True)
-    (left / "weights.bin").write_bytes(b"half")
-    shared(bundle)
-    assert not left.exists()
+    for name in (".new-killed", "copy-without-a-record"):
+        left = cache / "weights" / name
+        left.mkdir(parents=True)
+        (left / "weights.bin").write_bytes(b"half")
+    folder = shared(bundle).parent
+    assert {path.name for path in (cache / "weights").iterdir()} == {".lock", folder.name}
 
 
 def test_weights_that_need_no_copy_have_none(bundle: Bundle, cache: Path) -> None:
@@ -282,7 +294,7 @@ def test_weights_that_need_no_copy_have_none(bundle: Bundle, cache: Path) -> Non
 def test_a_broken_graph_is_named_as_the_bundle_s(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     path = bundle.folder / "model.onnx"
     path.write_bytes(path.read_bytes().replace(b"MatMul", b"MaxMul"))
-    with opening(bundle, SHARED) as open_with, pytest.raises(InvalidBundleError, match="model.onnx"):
+    with opening(bundle, SHARED) as open_with, pytest.raises(InvalidBundleError, match="onnxruntime cannot load"):
         open_with()
     assert "no copy could be written" in caplog.text
 

@@ -28,6 +28,7 @@ from tests.decoder_graph import TinyDecoder
 
 SPECIAL = ["<s>", "</s>", "<pad>", "<user>", "<assistant>"]
 TINY = TinyDecoder(vocabulary=256 + len(SPECIAL), seed=4)
+ONE_THREAD = ServingSettings(threads=1)
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
     "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
@@ -88,9 +89,7 @@ def make_bundle(folder: Path, decoder: TinyDecoder = TINY) -> Bundle:
 
 
 @contextlib.contextmanager
-def opening(
-    bundle: Bundle, serving: ServingSettings = ServingSettings(threads=1)
-) -> Iterator[Callable[..., Generator]]:
+def opening(bundle: Bundle, serving: ServingSettings = ONE_THREAD) -> Iterator[Callable[..., Generator]]:
     """A function that opens the bundle, with other generation settings if they are given; all are closed at the end."""
     opened: list[Generator] = []
 
