@@ -112,7 +112,7 @@ def test_load_logs_it_once(elsewhere: Path, caplog: pytest.LogCaptureFixture) ->
     caplog.set_level(logging.INFO, logger="onnxpress")
     for _ in range(2):
         onnxpress.load(elsewhere)
-    (record,) = caplog.records
+    (record,) = [record for record in caplog.records if not getattr(record, "routine", False)]
     assert (record.name, record.levelno) == ("onnxpress", logging.INFO)
     assert "measured elsewhere" in record.message
 
