@@ -198,7 +198,8 @@ def _reason_against(name: str, graph: ServedGraph) -> str:
 
 
 def _instead(graph: ServedGraph, name: str, lacking: Mapping[str, str]) -> str:
-    return f"{_named(graph)} was made for {graph.target} and is served on {name} instead; {_cannot(lacking)}"
+    made = f" was made for {graph.target} and" if graph.variant else ""
+    return f"{_named(graph)}{made} is served on {name} instead; {_cannot(lacking)}"
 
 
 def _cannot(reasons: Mapping[str, str]) -> str:
