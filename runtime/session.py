@@ -93,7 +93,7 @@ def make_session(
     if session.get_providers()[0] != providers[0].name:
         raise ProviderError(
             f"{providers[0].name} did not start, onnxruntime would have used {session.get_providers()[0]}; its "
-            "libraries (CUDA, cuDNN, TensorRT) are probably missing or of another version: see onnxpress doctor"
+            "libraries are probably missing or of another version, or it has no device: see onnxpress doctor"
         )
     return session
 

@@ -48,7 +48,7 @@ def test_the_gpu_wheel_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "-> this machine seems to have no GPU of NVIDIA, and pip install 'onnxruntime-gpu[cuda,cudnn]'" in shown
     assert "'tensorrt-cu13-libs==10.*'" in shown
     assert f"{CPU} yes" in shown
-    assert "a variant for cuda was made for cuda and is served on CPUExecutionProvider instead" in shown
+    assert "a variant for cuda is served on CPUExecutionProvider instead; CUDAExecutionProvider cannot be used" in shown
 
 
 def test_a_gpu_is_shown_with_what_it_lacks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

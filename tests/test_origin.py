@@ -24,8 +24,8 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def elsewhere(bundle_copy: Path) -> Path:
-    """A bundle made on another processor."""
-    machine = {"cpu": "Xeon", "cores": 96, "cpu_features": ["avx2", "amx_int8"]}
+    """A bundle made on another processor, whose 8-bit weights fit this one whichever it is."""
+    machine = {"cpu": "Xeon", "cores": 96, "cpu_features": ["avx2", "avx10"]}
     return change_manifest(bundle_copy, machine=machine, versions={"onnxruntime": "1.28.0"})
 
 
@@ -48,7 +48,7 @@ def test_what_differs_is_named(elsewhere: Path) -> None:
     notice = stale_notice(bundle)
     assert notice is not None
     assert f"processor Xeon ({here.architecture}) there, {here.cpu}" in notice
-    assert "no amx_int8 here" in notice
+    assert "no avx10 here" in notice
     assert f"96 cores there, {here.cores} here" in notice
     assert f"onnxruntime 1.28.0 there, {onnxruntime_version()} here" in notice
     assert notice.endswith(f"measure here with: onnxpress bench {elsewhere}")
@@ -112,7 +112,7 @@ def test_load_logs_it_once(elsewhere: Path, caplog: pytest.LogCaptureFixture) ->
     caplog.set_level(logging.INFO, logger="onnxpress")
     for _ in range(2):
         onnxpress.load(elsewhere)
-    (record,) = caplog.records
+    (record,) = [record for record in caplog.records if not getattr(record, "routine", False)]
     assert (record.name, record.levelno) == ("onnxpress", logging.INFO)
     assert "measured elsewhere" in record.message
 

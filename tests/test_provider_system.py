@@ -70,7 +70,8 @@ def test_the_driver_lists_its_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     ("driver", "sentence"),
     [
         (FakeDriver(0, 0, 0), "lists no device"),
-        (FakeDriver(100, 0, 0), r"does not start \(CUDA error 100\)"),
+        (FakeDriver(100, 0, 0), r"shows this process no device; is CUDA_VISIBLE_DEVICES set to none\?"),
+        (FakeDriver(999, 0, 0), r"does not start \(CUDA error 999\)"),
         (FakeDriver(0, 3, 1), r"does not start \(CUDA error 3\)"),
         (None, r"libcuda.so.1\) is not installed"),
     ],

@@ -58,6 +58,8 @@ def test_an_unknown_provider_is_named(asked: str | list[str]) -> None:
         ([], "empty list; give at least one"),
         ("", "providers holds ''; give names such as 'cuda'"),
         ([3], "providers holds 3; give names"),
+        (5, "providers holds 5; give names"),
+        ([("cuda", {})], r"providers holds \('cuda', {}\); give names"),
         (["cpu", None], "providers holds None"),
         (["cpu", CpuOptions()], "CPUExecutionProvider is named twice"),
     ],
@@ -287,6 +289,11 @@ def test_a_decoder_is_not_for_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ProviderError, match=r"does not run text generation: it has no operator .* use 'cuda'"):
         choose_providers("tensorrt", decoder)
     assert names(choose_providers(None, decoder)) == [CUDA, CPU]
+
+
+def test_a_decoder_is_offered_to_cuda_and_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, FakeMachine((CUDA, OPENVINO, CPU), starts={CUDA: "out of memory"}))
+    assert names(choose_providers(None, graph("cuda", is_decoder=True))) == [CPU]
 
 
 def test_providers_that_need_a_choice_are_never_taken_by_themselves() -> None:

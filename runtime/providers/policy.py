@@ -3,7 +3,8 @@ variant was made for is taken where this machine has it, and a line on the log s
 
 Without a choice, a variant for the CPU stays there, because that is where it was verified and measured. One for CUDA or
 TensorRT goes to TensorRT where its engine is in the cache (or it was made for TensorRT), else to CUDA, else to another
-accelerator of the wheel, else to the CPU.
+accelerator of the wheel, else to the CPU. Text generation keeps its cache where CUDA or the CPU reach it, so only these
+two are offered a decoder.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def make_plan(asked: Asked, graph: ServedGraph | None = None) -> Plan:
 def _explicit(
     asked: str | ProviderOptions | Sequence[str | ProviderOptions], graph: ServedGraph | None
 ) -> tuple[Provider, ...]:
-    wanted = [asked] if isinstance(asked, (str, *_TYPES)) else list(asked)
+    wanted = asked if isinstance(asked, Sequence) and not isinstance(asked, str) else [asked]
     if not wanted:
         raise ProviderError("providers is an empty list; give at least one, such as 'cpu', or None to choose by itself")
     chosen: dict[str, Provider] = {}
@@ -166,6 +167,8 @@ def _accelerated(graph: ServedGraph) -> Plan:
     target = SHORT_NAMES[graph.target]
     lacking = {target: _reason_against(target, graph)} if target != CUDA else {}
     for name in accelerators():
+        if graph.is_decoder and name != CUDA:
+            continue
         if (reason := status_of(name, start=True).reason) is not None:
             lacking[name] = reason
             continue
@@ -195,7 +198,8 @@ def _reason_against(name: str, graph: ServedGraph) -> str:
 
 
 def _instead(graph: ServedGraph, name: str, lacking: Mapping[str, str]) -> str:
-    return f"{_named(graph)} was made for {graph.target} and is served on {name} instead; {_cannot(lacking)}"
+    made = f" was made for {graph.target} and" if graph.variant else ""
+    return f"{_named(graph)}{made} is served on {name} instead; {_cannot(lacking)}"
 
 
 def _cannot(reasons: Mapping[str, str]) -> str:

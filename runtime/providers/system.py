@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib.util
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from onnxpress.runtime.providers.elf import needed_libraries
 CUDA_LIBRARY = "libonnxruntime_providers_cuda.so"
 TENSORRT_LIBRARY = "libonnxruntime_providers_tensorrt.so"
 
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _PCI = Path("/sys/bus/pci/devices")
 _NVIDIA_VENDOR, _DISPLAY_CLASS = "0x10de", "0x03"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute of the CUDA Driver API
@@ -121,11 +124,15 @@ class System:
             DriverError: there is none, it does not start, or it lists no device.
         """
         try:
-            driver = ctypes.CDLL("libcuda.so.1")
+            driver = ctypes.CDLL(_DRIVER)
         except OSError:
-            raise DriverError("the NVIDIA driver (libcuda.so.1) is not installed on this machine") from None
+            raise DriverError(f"the NVIDIA driver ({_DRIVER}) is not installed on this machine") from None
         count, version = ctypes.c_int(0), ctypes.c_int(0)
         if status := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+            if status == _NO_DEVICE:
+                raise DriverError(
+                    "the NVIDIA driver shows this process no device; is CUDA_VISIBLE_DEVICES set to none?"
+                )
             raise DriverError(f"the NVIDIA driver does not start (CUDA error {status})")
         if not count.value:
             raise DriverError("the NVIDIA driver lists no device")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def _show(found: Diagnosis) -> None:
     console.print(Text(_others(others) if others else "", style="dim"))
     console.print()
     for serving in found.serving:
-        console.print(_labelled(_serving_facts(serving)))
-        console.print(Text(serving.sentence, style="" if serving.as_expected else "yellow"))
+        console.print(_labelled(_serving_facts(serving), last="" if serving.as_expected else "yellow"))
 
 
 def _machine_facts(found: Diagnosis) -> Iterator[tuple[str, str]]:
@@ -85,17 +84,20 @@ def _serving_facts(serving: Serving) -> Iterator[tuple[str, str]]:
     if serving.variant is not None:
         yield "variant", f"{serving.variant}, {'verified' if serving.verified else 'not verified'} on this provider"
     yield "plan", f"{' > '.join(serving.providers)}, {serving.threads} threads"
+    yield "", serving.sentence
 
 
-def _labelled(facts: Iterator[tuple[str, str]]) -> Table:
+def _labelled(facts: Iterable[tuple[str, str]], last: str = "") -> Table:
+    """Facts with their labels; `last`: the style of the last one."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 1))
     table.add_column(width=_LABEL_WIDTH, no_wrap=True)
     table.add_column()
-    for label, fact in facts:
-        table.add_row(Text(label, style="dim"), Text(fact))
+    rows = list(facts)
+    for index, (label, fact) in enumerate(rows, 1):
+        table.add_row(Text(label, style="dim"), Text(fact, style=last if index == len(rows) else ""))
     return table
 
 
