@@ -584,7 +584,7 @@ def test_a_second_model_adds_no_worker_threads(tiny_bundle: Path, monkeypatch: p
     for model, runner in (first, second):
         runner.close()
         model.close()
-    assert threads() - before <= 3 + 3
+    until(lambda: threads() - before <= 3 + 3)  # a thread that was waited for takes a moment to be gone
 
 
 def test_a_busy_model_makes_room_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
