@@ -19,7 +19,7 @@ from onnxpress.runtime.pool import Lease
 from onnxpress.runtime.queue_counts import Counter, QueueCounts
 from onnxpress.runtime.tasks.steps import Row, Work
 
-RUN_TOKENS = 12
+RUN_TOKENS = 20
 """What a run costs beside its tokens, in tokens: so much padding is worth avoiding with one more run."""
 _LOOK_AHEAD = 512  # sequences that are considered for a batch
 
@@ -231,7 +231,7 @@ class CallQueue:
         """The sequences to run next, taken off the queue."""
         seen = list(islice(self._items, _LOOK_AHEAD))
         lengths = [item.length for item in seen]
-        budget = min(self._tokens, tokens_per_batch(lengths, self._free + 1))
+        budget = min(self._tokens, tokens_per_batch(lengths, self._free + 1, self._tokens))
         items = [seen[index] for index in choose_batch(lengths, budget)]
         for item in items:
             del self._items[item]

@@ -19,6 +19,7 @@ from typing import Self
 
 from onnxpress.runtime.batching import TOKENS_PER_BATCH
 from onnxpress.runtime.call_queue import CallQueue
+from onnxpress.runtime.encoder import SessionGraph
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.faces import Asynchronous, Blocking
 from onnxpress.runtime.generation.engine import EngineState
@@ -43,7 +44,7 @@ class BatchingRunner(Blocking):
         *,
         most_waiting: int = MOST_WAITING,
         seconds: float | None = None,
-        tokens_per_batch: int = TOKENS_PER_BATCH,
+        tokens_per_batch: int | None = None,
         max_wait_seconds: float = 0.0,
     ) -> None:
         """
@@ -52,14 +53,16 @@ class BatchingRunner(Blocking):
             most_waiting: sequences (texts, pairs, windows of long texts) that may wait; of a generator, requests. A
                 call that would make them more fails with `QueueFullError`, unless nothing waits.
             seconds: that each call may take, from its start to its result; None for no limit. See `within`.
-            tokens_per_batch: of sequences that run together, padding included. For a generator without meaning.
+            tokens_per_batch: of sequences that run together, padding included; None for what the model was loaded with.
+                For a generator without meaning.
             max_wait_seconds: how long a sequence may wait for others to fill its batch while a worker is free. 0 runs
                 what there is: batches then form only while all workers are busy, which is best in nearly every case.
 
         Raises:
             InvalidInputError: an argument is not such a number.
         """
-        for name, value in (("most_waiting", most_waiting), ("tokens_per_batch", tokens_per_batch)):
+        tokens = _tokens_per_batch(model) if tokens_per_batch is None else tokens_per_batch
+        for name, value in (("most_waiting", most_waiting), ("tokens_per_batch", tokens)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InvalidInputError(f"{name} is {value!r}; give a whole number of at least 1")
         if isinstance(max_wait_seconds, bool) or not 0 <= max_wait_seconds <= 60:
@@ -68,9 +71,7 @@ class BatchingRunner(Blocking):
         if isinstance(model, Generator):
             serving = GeneratorCalls(model, most_waiting)
         else:
-            serving = CallQueue(
-                model.encoder, most_waiting=most_waiting, tokens=tokens_per_batch, max_wait=max_wait_seconds
-            )
+            serving = CallQueue(model.encoder, most_waiting=most_waiting, tokens=tokens, max_wait=max_wait_seconds)
         super().__init__(model, serving, seconds)
         self.asynchronous = Asynchronous(model, serving, seconds)
         _SERVING.add(serving)
@@ -102,6 +103,11 @@ class BatchingRunner(Blocking):
     ) -> None:
         # Where the block fails, nobody waits for what it had begun.
         self.close(drain=kind is None)
+
+
+def _tokens_per_batch(model: TaskModel | Generator) -> int:
+    graph = None if isinstance(model, Generator) else model.encoder.graph
+    return graph.settings.tokens_per_batch if isinstance(graph, SessionGraph) else TOKENS_PER_BATCH
 
 
 _SERVING: weakref.WeakSet[CallQueue | GeneratorCalls] = weakref.WeakSet()

@@ -38,6 +38,7 @@ LEAST_RATE = 0.8
 _CLEARLY = 0.02
 _PAIRS = 9
 _ROUNDS = 3
+_FEWEST = 2  # rounds
 _GROUP = 4  # processes beside the default's that are alive at once
 _MOST_TEXTS = 512
 
@@ -126,18 +127,17 @@ def tune(bundle: Bundle, variant: Variant, traffic: Traffic, goal: Goal, seconds
         tries = candidates(usable_cores(), traffic.new_tokens is not None)
         names = list(tries)
         groups = [names[start : start + _GROUP] for start in range(0, len(names), _GROUP)]
-        measures = sum(len(group) + 1 for group in groups) * _ROUNDS
-        slice_seconds = 0.55 * seconds / measures
         tried: list[Tried] = []
         for number, group in enumerate(groups):
             these = {name: ServingSettings(**tries[name]) for name in group}
-            tried += measure.against_default(these, _ROUNDS, slice_seconds, (0.6 * number / len(groups), 0.6))
+            share = (0.55 * number / len(groups), 0.55 * (number + 1) / len(groups))
+            tried += measure.against_default(these, seconds, share)
         if (together := _together(tried, tries, goal)) is not None:
-            tried += measure.against_default({"together": together}, _ROUNDS, 0.15 * seconds / 6, (0.6, 0.75))
+            tried += measure.against_default({"together": together}, seconds, (0.55, 0.7))
         best = max(tried, key=lambda one: one.gain(goal))
         if best.gain(goal) <= 1:
             return Tuning(tuple(tried), None, None)
-        confirmed, is_clear = measure.confirm(best, goal, 0.3 * seconds / (2 * _PAIRS))
+        confirmed, is_clear = measure.confirm(best, goal, 0.3 * seconds)
     if not is_clear:
         return Tuning(tuple(tried), confirmed, None)
     created = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -180,51 +180,47 @@ class _Measure:
         self._texts: list[str] = []
 
     def against_default(
-        self, group: Mapping[str, ServingSettings], rounds: int, seconds: float, progress: tuple[float, float]
+        self, group: Mapping[str, ServingSettings], seconds: float, share: tuple[float, float]
     ) -> list[Tried]:
-        """Each of a group; the median of its ratios over the rounds."""
-        begin, end = progress
+        """Each of a group; the median of its ratios over the rounds.
+
+        Args:
+            group: settings by name.
+            seconds: of the whole tuning.
+            share: which part of them this is; also the fractions done before and after.
+        """
         with self._workers({DEFAULT: ServingSettings(), **group}) as workers:
-            rates: dict[str, list[float]] = {name: [] for name in workers}
-            for number in range(rounds):
-                for name, worker in workers.items():
-                    self._progress(name, begin + (end - begin) * number / rounds)
-                    rates[name].append(self._rate(worker, seconds))
-            peaks = {name: int(worker.ask(do="memory") or 0) for name, worker in workers.items()}
+            rates = self._take_turns(workers, _ROUNDS, seconds * (share[1] - share[0]), share)
+            peaks = _peaks(workers)
         return [
-            self._tried(name, group[name], rates[name], rates[DEFAULT], peaks[name], peaks[DEFAULT]) for name in group
+            _tried(name, settings, rates[name], rates[DEFAULT], peaks[name], peaks[DEFAULT])
+            for name, settings in group.items()
         ]
 
     def confirm(self, best: Tried, goal: Goal, seconds: float) -> tuple[Tried, bool]:
-        """The best one again, in pairs whose order alternates, and whether it is clearly better."""
+        """The best one again, in pairs, and whether it is clearly better."""
         with self._workers({DEFAULT: ServingSettings(), best.name: best.settings}) as workers:
-            rates: dict[str, list[float]] = {name: [] for name in workers}
-            for number in range(_PAIRS):
-                for name in list(workers)[:: 1 if number % 2 else -1]:
-                    self._progress(f"{name}, once more", 0.75 + 0.25 * number / _PAIRS)
-                    rates[name].append(self._rate(workers[name], seconds))
-            peaks = {name: int(worker.ask(do="memory") or 0) for name, worker in workers.items()}
-        found = self._tried(
-            best.name, best.settings, rates[best.name], rates[DEFAULT], peaks[best.name], peaks[DEFAULT]
-        )
+            rates = self._take_turns(workers, _PAIRS, seconds, (0.7, 1.0))
+            peaks = _peaks(workers)
+        own, default = rates[best.name], rates[DEFAULT]
+        found = _tried(best.name, best.settings, own, default, peaks[best.name], peaks[DEFAULT])
         if goal == "memory":
             return found, found.gain(goal) > 1 + _CLEARLY
-        ratios = [one / other for one, other in zip(rates[best.name], rates[DEFAULT], strict=True)]
-        return found, is_clear_gain(ratios)
+        return found, is_clear_gain([one / other for one, other in zip(own, default, strict=True)])
 
-    def _tried(
-        self,
-        name: str,
-        settings: ServingSettings,
-        rates: Sequence[float],
-        default_rates: Sequence[float],
-        peak: int,
-        default_peak: int,
-    ) -> Tried:
-        ratio = statistics.median(one / other for one, other in zip(rates, default_rates, strict=True))
-        return Tried(
-            name, settings, statistics.median(rates), ratio, peak, peak / default_peak if default_peak else 1.0
-        )
+    def _take_turns(
+        self, workers: Mapping[str, Worker], rounds: int, seconds: float, share: tuple[float, float]
+    ) -> dict[str, list[float]]:
+        """Rates of each in each round, whose order alternates. On a slow machine there are fewer rounds."""
+        rates: dict[str, list[float]] = {name: [] for name in workers}
+        end = time.monotonic() + seconds
+        for number in range(rounds):
+            if number >= _FEWEST and time.monotonic() > end:
+                break
+            for name in list(workers)[:: -1 if number % 2 else 1]:
+                self._progress(name, share[0] + (share[1] - share[0]) * number / rounds)
+                rates[name].append(self._rate(workers[name], seconds / (rounds * len(workers))))
+        return rates
 
     @contextmanager
     def _workers(self, settings: Mapping[str, ServingSettings]) -> Iterator[dict[str, Worker]]:
@@ -253,11 +249,26 @@ class _Measure:
 
     def _enough_texts(self, worker: Worker, seconds: float) -> list[str]:
         """As many texts as the default takes about half of the time for, for every measurement is of whole passes."""
-        few = list(self._traffic.texts[: max(8, self._traffic.batch)])
-        start = time.perf_counter()
-        rate = float(worker.ask(do="throughput", texts=few, batch=self._traffic.batch, seconds=0))
-        count = int(rate * seconds / 2) if time.perf_counter() > start else 0
-        return list(self._traffic.texts[: max(len(few), count)])
+        texts, batch = self._traffic.texts, self._traffic.batch
+        rate = float(worker.ask(do="throughput", texts=list(texts[:batch]), batch=batch, seconds=0))
+        return list(texts[: max(batch, int(rate * seconds / 2))])
+
+
+def _tried(
+    name: str,
+    settings: ServingSettings,
+    rates: Sequence[float],
+    default_rates: Sequence[float],
+    peak: int,
+    default_peak: int,
+) -> Tried:
+    ratio = statistics.median(one / other for one, other in zip(rates, default_rates, strict=True))
+    memory_ratio = peak / default_peak if default_peak else 1.0
+    return Tried(name, settings, statistics.median(rates), ratio, peak, memory_ratio)
+
+
+def _peaks(workers: Mapping[str, Worker]) -> dict[str, int]:
+    return {name: int(worker.ask(do="memory") or 0) for name, worker in workers.items()}
 
 
 def settings_command(bundle: Bundle, variant: Variant, settings: ServingSettings) -> list[str]:

@@ -1,8 +1,8 @@
 """Processes that measure one model each, driven in turn by `measuring.py` through lines of JSON.
 
 `serve` is what such a process runs: it answers on the stdout it was started with, everything else goes to stderr.
-Run as `python -m onnxpress.runtime.workers BUNDLE VARIANT THREADS [SETTINGS]`, it measures a bundle's variant; settings are
-JSON with the fields of `ServingSettings`.
+Run as `python -m onnxpress.runtime.workers BUNDLE VARIANT THREADS [SETTINGS]`, it measures a bundle's variant; settings
+are JSON with the fields of `ServingSettings`.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def test_root_package_is_part_of_onnxpress_also_with_the_root_on_the_path(name: 
 
 
 def test_all_names_are_the_promised_ones() -> None:
-    promised = {"load", "export", "ExportConfig", "ExportResult", "OnnxpressError", "__version__"}
+    promised = {"BatchingRunner", "load", "export", "ExportConfig", "ExportResult", "OnnxpressError", "__version__"}
     assert set(onnxpress.__all__) == promised
     assert promised <= set(dir(onnxpress))
 
