@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,17 @@ def test_an_error_of_the_device_reaches_the_caller(new_engine: Callable[..., Any
 def test_sessions_on_the_cpu_have_their_cache_there(session: onnxruntime.InferenceSession) -> None:
     assert storage_of(session) is HOST
     assert DeviceStorage(CudaDriver(0, FakeCuda()), "cuda").inputs(session) == frozenset()
+
+
+def test_inputs_lie_where_the_session_reads_them() -> None:
+    """onnxruntime would copy an input that is bound elsewhere, but only once."""
+    where = {"input_ids": "Cuda", "past.0.key": "Cuda", "seqlens_k": "CudaPinned", "total_sequence_length": "Cpu"}
+    session: Any = types.SimpleNamespace(
+        get_inputs=lambda: [types.SimpleNamespace(name=name) for name in where],
+        get_input_memory_infos=lambda: [types.SimpleNamespace(name=name) for name in where.values()],
+    )
+    device = DeviceStorage(CudaDriver(0, FakeCuda()), "cuda")
+    assert device.inputs(session) == {"input_ids", "past.0.key"}
 
 
 # CUDA graphs
