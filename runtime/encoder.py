@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxpress.runtime.arenas import rest, smallest_feeds
 from onnxpress.runtime.batching import SideBySide, plan_batches, tokens_per_batch
 from onnxpress.runtime.bundle import Bundle
 from onnxpress.runtime.manifest import Tensor, TokenizerSettings, Variant
@@ -67,13 +69,18 @@ class SessionGraph:
         self.providers = tuple(providers)
         self.settings = settings
         self.threads = settings.thread_count
-        self.workers = self.threads if providers[0] == CPU else 1
+        self.workers = self.threads if providers[0] == CPU and settings.sessions == "two" else 1
         self._outputs = [tensor.name for tensor in bundle.manifest.outputs]
         self._path = model_to_open(bundle, variant, settings, on_cpu=providers[0] == CPU)
         self._lock = threading.Lock()
+        # A single session has all threads for each run, so runs beside it would only take more memory.
+        self._in_turn: AbstractContextManager[Any] = nullcontext() if settings.sessions == "two" else threading.Lock()
         # One text is fastest with all threads on each operator; many batches are fastest with one thread each.
         self._wide = self._open(self.threads)
         self._narrow: onnxruntime.InferenceSession | None = self._wide if self.workers == 1 else None
+        if settings.warm_up:
+            for session in (self._wide, self._narrow_session()):
+                session.run(self._outputs, smallest_feeds(session))
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
         """Batches of a bounded number of tokens, as many as keep all workers busy."""
@@ -82,8 +89,15 @@ class SessionGraph:
     def run(self, feeds: Feeds, alone: bool) -> list[FloatArray]:
         """Outputs in the manifest's order."""
         session = self._wide if alone else self._narrow_session()
-        outputs: list[FloatArray] = session.run(self._outputs, feeds)
+        with self._in_turn:
+            outputs: list[FloatArray] = session.run(self._outputs, feeds)
         return outputs
+
+    def rest(self) -> None:
+        """End the threads that wait to give memory back."""
+        for session in (self._wide, self._narrow):
+            if session is not None:
+                rest(session)
 
     def _open(self, threads: int) -> onnxruntime.InferenceSession:
         settings = self.settings.with_threads(threads)

@@ -25,6 +25,7 @@ from onnxpress.runtime.tasks.filling import Filler
 from onnxpress.runtime.tasks.ranking import Reranker
 from onnxpress.runtime.tasks.tagging import Tagger
 from onnxpress.runtime.tokenizer import Tokenizer
+from onnxpress.runtime.tuned import tuned_settings
 from onnxpress.runtime.verifying import is_verified_here
 
 Providers = str | Sequence[str] | None
@@ -141,7 +142,9 @@ def load(
         InvalidInputError: `threads` is not a positive number, or there are no such settings.
         ProviderError: a provider that was named cannot be used; the text says why.
     """
-    serving = settings_of(settings).with_threads(threads)
+    given = None if settings is None else settings_of(settings)
+    if threads is not None:
+        ServingSettings(threads)  # an error in it comes before others
     bundle = open_bundle(path, verify=verify)
     manifest = bundle.manifest
     chosen = manifest.variant(variant)
@@ -162,6 +165,7 @@ def load(
             stacklevel=2,
         )
     log_origin(bundle, chosen)
+    serving = (given or tuned_settings(bundle, chosen) or settings_of(None)).with_threads(threads)
     if verify and serving.share_weights:
         discard_changed(bundle, chosen)
     if serves is Generator:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxpress.runtime import hardware
+from onnxpress.runtime.arenas import apply_arena, shrinking_session
 from onnxpress.runtime.errors import InvalidBundleError, ProviderError, first_line
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
@@ -68,8 +70,11 @@ def make_session(
     options.intra_op_num_threads = settings.thread_count
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    # Texts differ in length from run to run; the memory plan onnxruntime would keep for each shape never pays.
-    options.enable_mem_pattern = settings.arena.memory_pattern
+    apply_arena(options, settings.arena)
+    if not settings.prepacking:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if not settings.spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for key, value in {**hardware.session_config(describe_machine()), **session_settings.config}.items():
         options.add_session_config_entry(key, value)
     if settings.share_weights:
@@ -82,7 +87,10 @@ def make_session(
     # A provider that fails to start is reported below, in a sentence, rather than by onnxruntime's own log.
     onnxruntime.set_default_logger_severity(_SILENT)
     try:
-        session = onnxruntime.InferenceSession(
+        make: Callable[..., onnxruntime.InferenceSession] = onnxruntime.InferenceSession
+        if settings.arena.shrink != "never":
+            make = functools.partial(shrinking_session(), arena=settings.arena)
+        session = make(
             str(model),
             options,
             providers=list(providers),

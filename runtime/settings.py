@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal, get_args
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
 
 from onnxpress.runtime.batching import TOKENS_PER_BATCH
 from onnxpress.runtime.errors import InvalidInputError
@@ -69,8 +70,8 @@ class Arena:
             _require_whole(name, getattr(self, name))
         if not 0 < self.idle_seconds <= 86400:
             raise InvalidInputError(f"idle_seconds is {self.idle_seconds}; give a number of seconds up to 86400")
-        if not self.enabled and self != Arena(enabled=False, memory_pattern=self.memory_pattern):
-            raise InvalidInputError("the arena is off, so nothing else can be said of it: leave the other settings out")
+        if not self.enabled and (self.shared or self.is_configured):
+            raise InvalidInputError("the arena is off, so it can be neither shared nor configured")
         if self.is_configured and not self.shared:
             raise InvalidInputError(
                 "onnxruntime has these settings for shared arenas only: set shared=True, or leave extend, "
@@ -101,8 +102,11 @@ class ServingSettings:
     prepacking: bool = True
     """Rearrange the weights for the kernels once, into copies in memory of this process; False: at each run."""
     share_weights: bool = False
-    """Rearrange them once for all processes, into a file in the user's cache that each of them maps. Takes twice the
-    disk space of the variant; where that cannot be had, which is logged, the weights stay in this process."""
+    """Rearrange them once for all processes, into a file in the user's cache that each of them maps. Takes some 2.3
+    times the variant's disk space; where that cannot be had, which is logged, the weights stay in this process. In no
+    preset: a process that is alone gains nothing."""
+    warm_up: bool = False
+    """Open every session and run it once while loading, so that the first request is not slower than others."""
 
     def __post_init__(self) -> None:
         """
@@ -118,6 +122,10 @@ class ServingSettings:
         """`threads`, or what stands for None on this machine."""
         return self.threads or usable_cores()
 
+    def describe(self) -> str:
+        """What differs from the default settings, for a person."""
+        return ", ".join(_differences(self, ServingSettings())) or "the default settings"
+
     def with_threads(self, threads: int | None) -> ServingSettings:
         """The same with another number of threads; None leaves them.
 
@@ -127,10 +135,19 @@ class ServingSettings:
         return self if threads is None else dataclasses.replace(self, threads=threads)
 
 
+def _differences(given: Any, default: Any) -> Iterator[str]:
+    for field in dataclasses.fields(given):
+        value, usual = getattr(given, field.name), getattr(default, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from (f"{field.name}.{text}" for text in _differences(value, usual))
+        elif value != usual:
+            yield f"{field.name}={value}"
+
+
 PRESETS: dict[str, ServingSettings] = {
-    "latency": ServingSettings(),
+    "latency": ServingSettings(warm_up=True),
     "balanced": ServingSettings(),
-    "small": ServingSettings(sessions="one", arena=Arena(shrink="after_run"), tokens_per_batch=256),
+    "small": ServingSettings(sessions="one", arena=Arena(shrink="when_idle"), tokens_per_batch=256),
 }
 """Settings by name: the fastest answer to a text alone; a good one and a high rate; little memory."""
 

@@ -1,7 +1,8 @@
 """Processes that measure one model each, driven in turn by `measuring.py` through lines of JSON.
 
 `serve` is what such a process runs: it answers on the stdout it was started with, everything else goes to stderr.
-Run as `python -m onnxpress.runtime.workers BUNDLE VARIANT THREADS`, it measures a bundle's variant.
+Run as `python -m onnxpress.runtime.workers BUNDLE VARIANT THREADS [SETTINGS]`, it measures a bundle's variant; settings
+are JSON with the fields of `ServingSettings`.
 """
 
 from __future__ import annotations
@@ -104,12 +105,16 @@ def _throughput(work: Work, texts: Sequence[str], batch: int, seconds: float) ->
 
 def main() -> None:
     """Measure the variant named on the command line."""
-    folder, variant, threads = sys.argv[1:4]
+    folder, variant, threads, *more = sys.argv[1:]
 
     def load_variant() -> TaskModel | Writes:
+        from onnxpress.runtime.decoding import decode
         from onnxpress.runtime.model import load
+        from onnxpress.runtime.settings import ServingSettings, settings_of
 
-        model: TaskModel | Writes = load(folder, variant=variant, threads=int(threads))
+        # Never what `onnxpress tune` kept: figures of variants, and of other settings, are compared with the default's.
+        settings = decode(ServingSettings, json.loads(more[0])) if more else settings_of(None)
+        model: TaskModel | Writes = load(folder, variant=variant, threads=int(threads), settings=settings)
         return model
 
     serve(load_variant)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack, overload
 
+from onnxpress.runtime.arenas import rest, smallest_feeds
 from onnxpress.runtime.errors import InvalidInputError, ProviderError
 from onnxpress.runtime.generation.beams import Beams, BeamSearch
 from onnxpress.runtime.generation.cache import KeyValueCache
@@ -115,6 +116,8 @@ class Generator:
         assert task.generation is not None
         model = model_to_open(bundle, variant, settings, on_cpu=True)
         session = make_session(model, variant.session, settings=settings, providers=providers)
+        if settings.warm_up:
+            session.run(None, smallest_feeds(session))
         layout = layout_of(session, task.generation)
         cache = KeyValueCache(layout, task.generation.context, cache_bytes, most_rows)
         tokenizer = Tokenizer(bundle.path_of(task.tokenizer.file), task.tokenizer)
@@ -242,6 +245,7 @@ class Generator:
     def close(self) -> None:
         """Cancel what runs, end the thread, give the cache's memory back. The generator may be used again."""
         self.engine.close()
+        rest(self.engine.decoder.session)
 
     @property
     def bundle(self) -> Bundle:

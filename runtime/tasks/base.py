@@ -74,6 +74,8 @@ class TaskModel:
     def close(self) -> None:
         """End the worker threads. The model may be used again; they are then started anew."""
         self.encoder.close()
+        if isinstance(self.encoder.graph, SessionGraph):
+            self.encoder.graph.rest()
 
     @property
     def _graph(self) -> SessionGraph:

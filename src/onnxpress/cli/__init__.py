@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 import onnxpress
-from onnxpress.cli import bench, chat, compare, debug, export, inspect, report, run, verify
+from onnxpress.cli import bench, chat, compare, debug, export, inspect, report, run, tune, verify
 from onnxpress.runtime.errors import OnnxpressError
 
 COMMANDS = {
@@ -24,6 +24,7 @@ COMMANDS = {
     "report": report,
     "verify": verify,
     "bench": bench,
+    "tune": tune,
     "compare": compare,
     "debug": debug,
 }

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"onnxpress: {problem}", file=sys.stderr)
     paths, options = [Path(name) for name in arguments.eval or ()], evaluation_options(arguments)
     evaluation = read_evaluation_for(paths, bundle.manifest.task, bundle.manifest.labels, options) if paths else None
-    with _progress(arguments.quiet) as progress:
+    with progress_bar(arguments.quiet) as progress:
         measured = measure_bundle(bundle, variants, arguments.measure, arguments.threads, evaluation, progress)
     kept = keep(bundle, measured)
     rows = comparison(
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, float | None], None]]:
+def progress_bar(quiet: bool) -> Iterator[Callable[[str, float | None], None]]:
     """A bar when stderr is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda detail, fraction: None
