@@ -85,12 +85,14 @@ def run(options: argparse.Namespace) -> int:
 
 def show_peaks(variant: str, one: dict[str, Any]) -> None:
     """A comparison of peaks for a person."""
+    default, small, imports = (one[key] for key in ("default_peak_mb", "small_peak_mb", "imports_mb"))
+    print(f"\n{variant}: peak {default:.0f} MB by default, {small:.0f} MB small, ", end="")
     print(
-        f"\n{variant}: peak {one['default_peak_mb']:.0f} MB by default, {one['small_peak_mb']:.0f} MB small, of which"
+        f"{imports:.0f} MB after the imports: {one['peak_ratio']:.2f}x, above the imports {one['peak_above_imports_ratio']:.2f}x"
     )
-    print(f"  {one['imports_mb']:.0f} MB were resident after the imports: {one['peak_ratio']:.2f}x, above the imports ")
-    print(f"  {one['peak_above_imports_ratio']:.2f}x, at {one['rate_ratio']:.2f}x the rate: ", end="")
-    print(f"{one['small_texts_per_second']:.1f} texts/s, by default {one['default_texts_per_second']:.1f}", flush=True)
+    print(
+        f"  {one['default_texts_per_second']:.1f} texts/s by default, small {one['rate_ratio']:.2f}x of it", flush=True
+    )
 
 
 def show_burst(variant: str, shrink: str, found: dict[str, Any]) -> None:
