@@ -102,8 +102,9 @@ class ServingSettings:
     prepacking: bool = True
     """Rearrange the weights for the kernels once, into copies in memory of this process; False: at each run."""
     share_weights: bool = False
-    """Rearrange them once for all processes, into a file in the user's cache that each of them maps. Takes twice the
-    disk space of the variant; where that cannot be had, which is logged, the weights stay in this process."""
+    """Rearrange them once for all processes, into a file in the user's cache that each of them maps. Takes some 2.3
+    times the variant's disk space; where that cannot be had, which is logged, the weights stay in this process. In no
+    preset: a process that is alone gains nothing."""
     warm_up: bool = False
     """Open every session and run it once while loading, so that the first request is not slower than others."""
 
