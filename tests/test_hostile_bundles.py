@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,13 @@ from onnx import TensorProto, helper
 
 import onnxpress
 from onnxpress.runtime.bundle import Bundle, open_bundle
-from onnxpress.runtime.errors import InferenceError, InvalidBundleError
+from onnxpress.runtime.errors import InferenceError, InvalidBundleError, InvalidInputError
+from onnxpress.runtime.generation.perplexity import perplexity_from
 from onnxpress.runtime.interface import check_interface, check_outputs
 from onnxpress.runtime.manifest import SessionSettings, Tensor, TokenizerSettings
 from onnxpress.runtime.onnx_files import external_data_locations
 from onnxpress.runtime.origin import made_on
+from onnxpress.runtime.paths import is_inside
 from onnxpress.runtime.session import make_session, runner
 from onnxpress.runtime.tokenizer import Tokenizer
 from onnxpress.runtime.verification import load_cases
@@ -127,7 +130,7 @@ def charsmap(table: bytes) -> dict[str, str]:
         # The library would allocate 8 GB, and abort where it does not get them.
         ({"normalizer": charsmap(b"\xff\xff\xff\xff" + bytes(8))}, "cut off"),
         ({"normalizer": {"type": "Sequence", "normalizers": [charsmap(b"\xff\xff\xff\x0f")]}}, "cut off"),
-        ({"normalizer": charsmap(bytes(4))}, ""),  # a panic
+        ({"normalizer": charsmap(bytes(3))}, "cut off"),
         ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "!"}}, ""),
         # It would count to the largest id when the tokenizer is copied.
         ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 2**32 - 1}, "merges": []}}, "4294967295"),
@@ -179,7 +182,7 @@ def test_a_panic_while_an_answer_is_written_ends_the_request(tmp_path: Path) -> 
         generator = open_with()
         for _ in range(2):
             with pytest.raises(InvalidBundleError, match="the bundle's tokenizer fails"):
-                generator.generate("hello", max_new_tokens=4)
+                generator.generate("aaaa", max_new_tokens=4)
 
 
 # ONNX files
@@ -309,6 +312,17 @@ def test_a_graph_that_fails_while_it_runs_is_an_error_in_a_sentence(tmp_path: Pa
     ) as caught:
         run({"x": np.zeros((1, 2), np.float32)})
     assert "\n" not in str(caught.value)
+
+
+def test_texts_without_tokens_have_no_perplexity() -> None:
+    with pytest.raises(InvalidInputError, match="at least two tokens"):
+        perplexity_from([])
+    assert perplexity_from([(-1e6, 2)]) == math.inf
+
+
+@pytest.mark.parametrize("relative", ["", ".", "./", "/", "..", "a/../b", "a\\b", "a\0", "C:/x"])
+def test_what_is_no_path_within_a_folder_is_not_inside(relative: str) -> None:
+    assert not is_inside(relative)
 
 
 def test_a_decoder_of_fewer_tokens_than_said_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
 from onnx import TensorProto, helper
 
 from bench.fuzzing import sealing, values
@@ -185,7 +185,7 @@ def _nested_ifs(model: onnx.ModelProto, path: Path, rng: random.Random, canary: 
     head = model.SerializeToString()
     graph = b""
     for _ in range(depth):
-        attribute = _field(1, b"then_branch") + b"\xa0\x01\x05" + _field(6, graph)  # type: GRAPH
+        attribute = _field(1, b"then_branch") + b"\xa0\x01\x05" + _field(6, graph)  # the type GRAPH
         otherwise = _field(1, b"else_branch") + b"\xa0\x01\x05" + _field(6, b"")
         node = _field(1, b"c") + _field(2, b"y") + _field(4, b"If") + _field(5, attribute) + _field(5, otherwise)
         graph = (

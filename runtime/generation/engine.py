@@ -173,8 +173,9 @@ class Engine:
             # An error of ours, or a panic of a library, must not leave callers waiting for ever: all get it, and the
             # next requests are served.
             except BaseException as error:  # noqa: BLE001
+                failure = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
                 for request in self._scheduler.requests():
-                    request.fail(error)
+                    request.fail(failure)
                 self._scheduler.clear()
 
     def _take(self) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.generation.replay import Replay
 from onnxpress.runtime.tokenizer_checks import tokenizing
 
@@ -75,8 +76,19 @@ def log_likelihoods_of(
 
 
 def perplexity_from(likelihoods: Sequence[tuple[float, int]]) -> float:
-    """exp(-mean log probability) over the tokens that count, from what `log_likelihoods_of` gives."""
-    return math.exp(-sum(value for value, _ in likelihoods) / sum(tokens for _, tokens in likelihoods))
+    """exp(-mean log probability) over the tokens that count, from what `log_likelihoods_of` gives; infinite where that
+    is more than a float holds.
+
+    Raises:
+        InvalidInputError: no token counts.
+    """
+    tokens = sum(count for _, count in likelihoods)
+    if not tokens:
+        raise InvalidInputError("perplexity needs texts of at least two tokens; these have fewer")
+    try:
+        return math.exp(-sum(value for value, _ in likelihoods) / tokens)
+    except OverflowError:
+        return math.inf
 
 
 def encode_whole(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
