@@ -64,11 +64,12 @@ def load(options: dict[str, Any]) -> Rates:
 
 def _decoder(bundle: Bundle, settings: ServingSettings, options: dict[str, Any]) -> Rates:
     from onnxpress.runtime.generation.generator import Generator
+    from onnxpress.runtime.providers import ON_CPU
 
     model = Generator.open(
         bundle,
         bundle.manifest.variant(options["variant"]),
-        ["CPUExecutionProvider"],
+        ON_CPU,
         settings,
         cache_bytes=options["cache_bytes"],
     )
