@@ -147,7 +147,8 @@ def _differences(given: Any, default: Any) -> Iterator[str]:
 PRESETS: dict[str, ServingSettings] = {
     "latency": ServingSettings(warm_up=True),
     "balanced": ServingSettings(),
-    "small": ServingSettings(sessions="one", arena=Arena(shrink="when_idle"), tokens_per_batch=256),
+    # A session whose threads share every operator waits so often that spinning takes the cores from those that work.
+    "small": ServingSettings(sessions="one", spinning=False, arena=Arena(shrink="when_idle"), tokens_per_batch=256),
 }
 """Settings by name: the fastest answer to a text alone; a good one and a high rate; little memory."""
 

@@ -101,7 +101,7 @@ def candidates(cores: int, is_decoder: bool) -> dict[str, dict[str, Any]]:
     if is_decoder:
         return found
     found |= {f"batch-tokens {count}": {"tokens_per_batch": count} for count in (256, 1024)}
-    found["sessions one"] = {"sessions": "one"}
+    found["sessions one"] = {"sessions": "one", "spinning": False}
     small = PRESETS["small"]
     found["preset small"] = {field.name: getattr(small, field.name) for field in dataclasses.fields(small)}
     return found
