@@ -105,6 +105,8 @@ class ServingSettings:
     """Rearrange them once for all processes, into a file in the user's cache that each of them maps. Takes some 2.3
     times the variant's disk space; where that cannot be had, which is logged, the weights stay in this process. In no
     preset: a process that is alone gains nothing."""
+    huge_pages: bool = True
+    """Of a decoder: move its weights into pages of 2 MB where the system has them, which makes each step faster."""
     warm_up: bool = False
     """Open every session and run it once while loading, so that the first request is not slower than others."""
 
@@ -148,7 +150,9 @@ PRESETS: dict[str, ServingSettings] = {
     "latency": ServingSettings(warm_up=True),
     "balanced": ServingSettings(),
     # A session whose threads share every operator waits so often that spinning takes the cores from those that work.
-    "small": ServingSettings(sessions="one", spinning=False, arena=Arena(shrink="when_idle"), tokens_per_batch=256),
+    "small": ServingSettings(
+        sessions="one", spinning=False, arena=Arena(shrink="when_idle"), tokens_per_batch=256, huge_pages=False
+    ),
 }
 """Settings by name: the fastest answer to a text alone; a good one and a high rate; little memory."""
 

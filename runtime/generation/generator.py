@@ -31,6 +31,7 @@ from onnxpress.runtime.generation.stopping import AnswerText, Ending, StopTracke
 from onnxpress.runtime.generation.storage import storage_of
 from onnxpress.runtime.generation.streaming import Detokenizer
 from onnxpress.runtime.generation.streams import AsyncStream, MakeRequest, Stream
+from onnxpress.runtime.huge_pages import huge_pages
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.providers import CPU, CUDA, Placement, Provider
 from onnxpress.runtime.providers.placement import placement_of
@@ -121,7 +122,8 @@ class Generator:
         task = bundle.manifest.settings
         assert task.generation is not None
         model = model_to_open(bundle, variant, settings, on_cpu=name == CPU)
-        session = make_session(model, variant.session, settings=settings, providers=providers)
+        with huge_pages(settings.huge_pages and name == CPU):
+            session = make_session(model, variant.session, settings=settings, providers=providers)
         if settings.warm_up:
             session.run(None, smallest_feeds(session))
         storage = storage_of(session)
