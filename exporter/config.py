@@ -193,7 +193,11 @@ class ExportConfig:
             InvalidInputError: a value that is not allowed.
         """
         given = {name: value for name in _WEIGHT_ONLY if (value := getattr(self, name)) is not None}
-        given.setdefault("accuracy_level", hardware.accuracy_level(describe_machine()))
+        machine = describe_machine()
+        given.setdefault("accuracy_level", hardware.accuracy_level(machine))
+        if bits == 4 and self.target == "cpu":
+            given["largest_block"], symmetric = hardware.int4_blocks(machine)
+            given.setdefault("symmetric", symmetric)
         return WeightOnlyConfig(bits=bits, **given)
 
     def evaluation_data(self) -> DataOptions:

@@ -72,7 +72,12 @@ def _hardware(state: State) -> dict[str, Any]:
     config = state.config
     here, made = config.hardware_for(state.task), [variant.precision for variant in state.variants]
     decisions = hardware.decide(here, config.default_precisions(state.task), made)
-    asked = {hardware.VARIANTS: config.variants, hardware.ACCURACY_LEVEL: config.accuracy_level}
+    blocks = config.symmetric if config.block_size is None else config.block_size
+    asked = {
+        hardware.VARIANTS: config.variants,
+        hardware.ACCURACY_LEVEL: config.accuracy_level,
+        hardware.INT4_BLOCKS: blocks,
+    }
     return {
         "features": list(here.machine.cpu_features),
         "int8_dot_product": hardware.int8_dot_product(here.machine),

@@ -70,10 +70,11 @@ def _packed(codes: ByteArray, bits: int) -> ByteArray:
     return packed
 
 
-def fitting_block_size(inputs: int, room: float = MOST_FILLED) -> int:
-    """The largest block size that suits rows of so many weights. `room`: how much of a row may be filled up, as a
-    share."""
-    return next((size for size in BLOCK_SIZES if -inputs % size <= room * inputs), BLOCK_SIZES[-1])
+def fitting_block_size(inputs: int, room: float = MOST_FILLED, largest: int = BLOCK_SIZES[0]) -> int:
+    """The largest block size, `largest` at most, that suits rows of so many weights. `room`: how much of a row may be
+    filled up, as a share."""
+    sizes = [size for size in BLOCK_SIZES if size <= largest]
+    return next((size for size in sizes if -inputs % size <= room * inputs), sizes[-1])
 
 
 def round_to_nearest(matrix: FloatArray, bits: int, block_size: int, symmetric: bool) -> Rounded:

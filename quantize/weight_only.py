@@ -59,8 +59,9 @@ class WeightOnlyConfig:
     bits: int = 4
     """4 or 8"""
     block_size: int | None = None
-    """Weights of one output that share a scale: 16, 32, 64 or 128; None: 128, or less where that would fill a row of
-    weights up by more than an eighth."""
+    """Weights of one output that share a scale: 16, 32, 64 or 128; None: `largest_block`, or less where that would fill
+    a row of weights up by more than an eighth."""
+    largest_block: int = BLOCK_SIZES[0]
     symmetric: bool | None = None
     """Without zero points; None: where there are 8 bits, for which they gain nothing."""
     accuracy_level: int = 4
@@ -85,12 +86,12 @@ class WeightOnlyConfig:
         """A short description for people."""
         zeros = "" if self.symmetric_for(self.bits) else " with zero points"
         head = f", head and embedding in {self.head_bits} bits" if self.head_bits not in (None, self.bits) else ""
-        size = self.block_size or f"up to {BLOCK_SIZES[0]}"
+        size = self.block_size or f"up to {self.largest_block}"
         return f"{self.bits}-bit weights in blocks of {size}{zeros}{head}"
 
     def block_for(self, inputs: int, room: float = MOST_FILLED) -> int:
         """The block size of a weight of so many inputs. `room`: how much of a row may be filled up, as a share."""
-        return self.block_size or fitting_block_size(inputs, room)
+        return self.block_size or fitting_block_size(inputs, room, self.largest_block)
 
     def symmetric_for(self, bits: int) -> bool:
         """Whether a weight of so many bits has no zero points."""
@@ -100,6 +101,7 @@ class WeightOnlyConfig:
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "bits": (4, 8),
     "block_size": (None, *reversed(BLOCK_SIZES)),
+    "largest_block": tuple(reversed(BLOCK_SIZES)),
     "symmetric": (None, False, True),
     "accuracy_level": (0, 1, 4),
     "head_bits": (None, 4, 8),

@@ -207,6 +207,24 @@ def test_the_cpu_does_not_ask_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     assert ExportConfig().effective_variants("feature-extraction") == ("fp32", "fp16", "int8")
 
 
+@pytest.mark.parametrize(
+    ("machine", "size", "symmetric"), [(AVX2, 64, True), (VNNI, 128, False), (NEON, 128, False), (UNREAD, 128, False)]
+)
+def test_weights_of_4_bits_are_made_in_blocks_that_suit_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, machine: Machine, size: int, symmetric: bool
+) -> None:
+    monkeypatch.setattr(config_module, "describe_machine", lambda: machine)
+    made = ExportConfig().weight_only(4)
+    assert (made.block_for(4096), made.symmetric_for(4)) == (size, symmetric)
+    assert made.block_for(96) == 32  # larger ones would fill up too much
+    told = reasons(on_cpu(machine, is_decoder=True), ("int4",), ["int4"])["weights of int4 in blocks"]
+    assert told.startswith(f"up to {size} weights, {'without' if symmetric else 'with'} zero points: ")
+    asked = ExportConfig(block_size=16, symmetric=not symmetric).weight_only(4)
+    assert (asked.block_for(4096), asked.symmetric_for(4)) == (16, not symmetric)
+    assert ExportConfig(target="cuda").weight_only(4).block_for(4096) == 128
+    assert ExportConfig().weight_only(8).block_for(4096) == 128
+
+
 @pytest.mark.parametrize(("machine", "level"), [(NEON, 1), (AVX2, 4)])
 def test_decoders_are_made_with_the_level_of_the_machine(
     monkeypatch: pytest.MonkeyPatch, machine: Machine, level: int

@@ -59,12 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--block-size",
         type=int,
         metavar="N",
-        help="weights that share a scale in int4, of decoders in int8 too: 16, 32, 64 or 128 (default: up to 128)",
+        help="weights that share a scale in int4, of decoders in int8 too: 16, 32, 64 or 128 (default: docs/hardware.md)",
     )
     parser.add_argument(
         "--symmetric",
         action=argparse.BooleanOptionalAction,
-        help="blocks of weights without, or with, zero points (default: without in int8, with in int4)",
+        help="blocks of weights without, or with, zero points (default: without in int8; docs/hardware.md)",
     )
     parser.add_argument(
         "--accuracy-level",
