@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--block-size",
         type=int,
         metavar="N",
-        help="weights that share a scale in int4, of decoders in int8 too: 16, 32, 64 or 128 (default: docs/hardware.md)",
+        help="weights that share a scale in int4, of decoders in int8 too: 16, 32, 64, 128 (default: docs/hardware.md)",
     )
     parser.add_argument(
         "--symmetric",
