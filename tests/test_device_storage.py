@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import random
 import types
@@ -29,6 +30,8 @@ from tests.fake_cuda import FakeCuda, FakeStorage
 from tests.tiny_generator import SETTINGS, make_bundle, opening
 
 TINY = test_engine.TINY
+# Of the graph of `session`, which knows fewer tokens than the tokenizer of the tiny bundle.
+FITTING = dataclasses.replace(SETTINGS, vocabulary=TINY.vocabulary)
 
 
 @pytest.fixture
@@ -176,8 +179,8 @@ def test_answers_are_those_of_the_cpu(tmp_path: Path, storage: FakeStorage, monk
 def test_a_cache_of_a_type_without_kernels_on_the_device_is_refused(session: onnxruntime.InferenceSession) -> None:
     device = DeviceStorage(CudaDriver(0, FakeCuda()), "cuda")
     with pytest.raises(ProviderError, match=r"cache is float32; .* on the GPU takes float16 or bfloat16; use another"):
-        layout_of(session, SETTINGS, device)
-    assert layout_of(session, SETTINGS, HOST).dtype == "float32"
+        layout_of(session, FITTING, device)
+    assert layout_of(session, FITTING, HOST).dtype == "float32"
 
 
 def test_a_cache_in_bfloat16_is_for_devices(tmp_path: Path) -> None:
@@ -185,7 +188,10 @@ def test_a_cache_in_bfloat16_is_for_devices(tmp_path: Path) -> None:
     past = helper.make_tensor_value_info("past.0.key", TensorProto.BFLOAT16, axes)
     present = helper.make_tensor_value_info("present.0.key", TensorProto.BFLOAT16, axes)
     node = helper.make_node("Identity", ["past.0.key"], ["present.0.key"])
-    graph = helper.make_graph([node], "halves", [past], [present])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 1, SETTINGS.vocabulary])
+    zeros = helper.make_tensor("zeros", TensorProto.FLOAT, [1, 1, SETTINGS.vocabulary], [0.0] * SETTINGS.vocabulary)
+    constant = helper.make_node("Constant", [], ["logits"], value=zeros)
+    graph = helper.make_graph([node, constant], "halves", [past], [present, logits])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
     halves = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     with pytest.raises(ProviderError, match=r"cache is bfloat16; .* on the system takes float32 or float16"):
@@ -327,5 +333,5 @@ def test_beams_and_graphs_exclude_each_other(tmp_path: Path, session: onnxruntim
 
 
 def test_a_replay_finds_its_storage_by_the_session(session: onnxruntime.InferenceSession) -> None:
-    replay = Replay(session, SETTINGS)
+    replay = Replay(session, FITTING)
     assert replay._decoder.cache.storage is HOST

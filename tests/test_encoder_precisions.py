@@ -156,7 +156,9 @@ def test_static_int8_does_not_run_on_a_gpu() -> None:
 def test_weights_of_4_bits_are_made_when_asked_for(made: onnxpress.ExportResult) -> None:
     assert variant_of(made, "int4")["status"] == "passed"
     counts = operators(made.folder, "int4")
-    assert (counts["MatMulNBits"], counts["GatherBlockQuantized"]) == (14, 1)
+    # Queries, keys and values of the two layers are one product each where that was faster.
+    assert counts["MatMulNBits"] in (10, 14)
+    assert counts["GatherBlockQuantized"] == 1
     assert "blocks of 16" in variant_of(made, "int4")["passes"][-1]["summary"]
 
 

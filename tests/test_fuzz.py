@@ -75,7 +75,7 @@ def test_a_process_that_dies_or_hangs_is_noticed(tmp_path: Path, bases: dict[str
     outcome, said = poor.open(bases["encoder"])
     poor.close()
     assert outcome in ("crash", "bug")
-    assert "MemoryError" in said
+    assert "MemoryError" in said or "failed to map" in said
 
 
 def test_a_file_that_is_opened_is_noticed(tmp_path: Path) -> None:

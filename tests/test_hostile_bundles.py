@@ -27,6 +27,7 @@ from onnxpress.runtime.onnx_files import external_data_locations
 from onnxpress.runtime.origin import made_on
 from onnxpress.runtime.paths import is_inside
 from onnxpress.runtime.session import make_session, runner
+from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.tokenizer import Tokenizer
 from onnxpress.runtime.verification import load_cases
 from onnxpress.runtime.verifying import _verdict_path, is_verified_here
@@ -284,7 +285,7 @@ def test_a_graph_that_does_not_fit_the_manifest_is_refused(
 ) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(graph_model(helper.make_node("Neg", ["x"], ["y"])).SerializeToString())
-    session = make_session(path, SessionSettings(), threads=1)
+    session = make_session(path, SessionSettings(), settings=ServingSettings(threads=1))
     check_interface(session, GIVEN, RESULT, "model.onnx")
     with pytest.raises(InvalidBundleError, match=part):
         check_interface(session, inputs, outputs, "model.onnx")
@@ -306,7 +307,7 @@ def test_a_graph_that_fails_while_it_runs_is_an_error_in_a_sentence(tmp_path: Pa
         helper.make_node("Gather", ["x", "i"], ["y"], axis=1),
     ]
     path.write_bytes(graph_model(*nodes).SerializeToString())
-    run = runner(make_session(path, SessionSettings(), threads=1), ["y"])
+    run = runner(make_session(path, SessionSettings(), settings=ServingSettings(threads=1)), ["y"])
     with pytest.raises(
         InferenceError, match=r"onnxruntime failed while it ran the model: .*out of data bounds"
     ) as caught:

@@ -12,6 +12,7 @@ from onnxpress.cli import main
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.providers import ON_CPU, Placement
 from onnxpress.runtime.providers.placement import PlacedNode, placement_of
+from onnxpress.runtime.settings import ServingSettings
 from tests.fake_machine import CPU, CUDA
 from tests.tiny_generator import make_bundle
 
@@ -38,7 +39,7 @@ def test_nodes_that_another_provider_leaves_are_counted_and_named(tiny_bundle: P
 
 def test_a_generator_has_a_placement(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path)
-    generator = Generator.open(bundle, bundle.manifest.variant(None), ON_CPU, 1)
+    generator = Generator.open(bundle, bundle.manifest.variant(None), ON_CPU, ServingSettings(threads=1))
     placement = generator.placement()
     assert placement.counts == {CPU: len(placement.nodes)}
     assert "GroupQueryAttention" in placement.operators(CPU)

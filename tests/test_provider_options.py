@@ -26,6 +26,7 @@ from onnxpress.runtime.providers import (
 )
 from onnxpress.runtime.providers.tensorrt import EngineBuild
 from onnxpress.runtime.session import make_session
+from onnxpress.runtime.settings import ServingSettings
 from tests.fake_machine import L4, FakeMachine, install, without_gpu
 
 INPUTS = (
@@ -85,7 +86,7 @@ def test_cpu_options_become_the_arena_of_the_session(tmp_path: Path) -> None:
     model.write_bytes(tiny_graph())
     for use_arena, expected in ((None, True), (True, True), (False, False)):
         provider = CpuOptions(use_arena=use_arena).provider()
-        session = make_session(model, SessionSettings(), threads=1, providers=[provider])
+        session = make_session(model, SessionSettings(), settings=ServingSettings(threads=1), providers=[provider])
         assert session.get_session_options().enable_cpu_mem_arena is expected
 
 
@@ -277,7 +278,7 @@ def test_a_session_is_made_inside_the_notice(tmp_path: Path) -> None:
     model = tmp_path / "tiny.onnx"
     model.write_bytes(tiny_graph())
     provider = Provider(CPU, build=EngineBuild("fp16", tmp_path / "engines", told.append))
-    make_session(model, SessionSettings(), threads=1, providers=[provider])
+    make_session(model, SessionSettings(), settings=ServingSettings(threads=1), providers=[provider])
     assert [progress.done for progress in told] == [False, True]
 
 
@@ -287,7 +288,7 @@ def test_a_failed_build_is_not_called_done(tmp_path: Path) -> None:
     model.write_bytes(b"no graph")
     provider = Provider(CPU, build=EngineBuild("fp16", tmp_path / "engines", told.append))
     with pytest.raises(Exception, match="cannot load"):
-        make_session(model, SessionSettings(), threads=1, providers=[provider])
+        make_session(model, SessionSettings(), settings=ServingSettings(threads=1), providers=[provider])
     assert [progress.done for progress in told] == [False]
 
 
@@ -300,9 +301,11 @@ def tiny_graph() -> bytes:
 
 def test_batches_are_cut_to_the_rows_that_a_provider_takes(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
-    cut = SessionGraph(bundle, bundle.manifest.variant("fp32"), [Provider(CPU, most_rows=3)], 1)
+    cut = SessionGraph(
+        bundle, bundle.manifest.variant("fp32"), [Provider(CPU, most_rows=3)], ServingSettings(threads=1)
+    )
     plan = cut.plan([5, 4, 4, 3, 3, 3, 2, 40])
     assert max(map(len, plan)) == 3
     assert sorted(index for batch in plan for index in batch) == list(range(8))
-    whole = SessionGraph(bundle, bundle.manifest.variant("fp32"), [Provider(CPU)], 1)
+    whole = SessionGraph(bundle, variant, [Provider(CPU)], settings)
     assert len(whole.plan([5] * 7)) == 1

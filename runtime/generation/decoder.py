@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from onnxpress.runtime.errors import InvalidBundleError, ProviderError
+from onnxpress.runtime.errors import InvalidBundleError, OnnxpressError, ProviderError
 from onnxpress.runtime.generation.bindings import (
     LOGIT_INDEX,
     LOGITS,
@@ -141,6 +141,8 @@ class Decoder:
         binding.total_sequence_length[0] = longest
         try:
             binding.run()
+        except OnnxpressError:  # of the device's driver
+            raise
         except Exception as error:
             raise inference_error(error) from error
         for row, new in enumerate(tokens, first_row):
