@@ -301,9 +301,8 @@ def tiny_graph() -> bytes:
 
 def test_batches_are_cut_to_the_rows_that_a_provider_takes(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
-    cut = SessionGraph(
-        bundle, bundle.manifest.variant("fp32"), [Provider(CPU, most_rows=3)], ServingSettings(threads=1)
-    )
+    variant, settings = bundle.manifest.variant("fp32"), ServingSettings(threads=1)
+    cut = SessionGraph(bundle, variant, [Provider(CPU, most_rows=3)], settings)
     plan = cut.plan([5, 4, 4, 3, 3, 3, 2, 40])
     assert max(map(len, plan)) == 3
     assert sorted(index for batch in plan for index in batch) == list(range(8))
