@@ -15,12 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from onnxpress.runtime.errors import OnnxpressError
+from onnxpress.runtime.errors import InvalidInputError, OnnxpressError
 from onnxpress.runtime.paths import user_cache
 
 P99_SAMPLES = 1000
@@ -157,6 +157,25 @@ class Worker:
         return answer
 
 
+@contextmanager
+def measuring_alone() -> Iterator[None]:
+    """While no other process of onnxpress measures: two would measure each other, so the second waits.
+
+    Raises:
+        InvalidInputError: the cache, where the lock lies, cannot be written.
+    """
+    try:
+        user_cache().mkdir(parents=True, exist_ok=True)
+        lock = (user_cache() / "measuring.lock").open("w")
+    except OSError as error:
+        raise InvalidInputError(
+            f"{user_cache()} cannot be written: {error.strerror}; set ONNXPRESS_CACHE to a folder that can be"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def measure(
     commands: Mapping[str, Sequence[str]],
     workload: Timed,
@@ -170,12 +189,11 @@ def measure(
         workload: what they are timed on.
         plan: how much to measure.
         progress: called with what is being measured and the fraction done.
+
+    Raises:
+        InvalidInputError: as of `measuring_alone`.
     """
-    user_cache().mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        # Two exports at once would measure each other; the second waits here.
-        lock = stack.enter_context((user_cache() / "measuring.lock").open("w"))
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with measuring_alone(), ExitStack() as stack:
         starts: dict[str, list[float]] = {name: [] for name in commands}
         workers: dict[str, Worker] = {}
         for name, command in commands.items():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import fcntl
 import json
 import math
 import os
@@ -25,8 +24,7 @@ from onnxpress.runtime.bundle import Bundle
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.machine import usable_cores
 from onnxpress.runtime.manifest import Variant
-from onnxpress.runtime.measuring import Worker
-from onnxpress.runtime.paths import user_cache
+from onnxpress.runtime.measuring import Worker, measuring_alone
 from onnxpress.runtime.settings import PRESETS, Arena, ServingSettings
 from onnxpress.runtime.tuned import Tuned
 
@@ -123,7 +121,7 @@ def tune(bundle: Bundle, variant: Variant, traffic: Traffic, goal: Goal, seconds
         OnnxpressError: a measuring process failed.
     """
     measure = _Measure(bundle, variant, traffic, progress)
-    with _alone():
+    with measuring_alone():
         tries = candidates(usable_cores(), traffic.new_tokens is not None)
         names = list(tries)
         groups = [names[start : start + _GROUP] for start in range(0, len(names), _GROUP)]
@@ -318,17 +316,3 @@ def make_traffic(
     random.Random(0).shuffle(chosen)
     new_tokens = min(32, longest // 4) if is_decoder else None
     return Traffic(chosen[:_MOST_TEXTS], batch, f"{described}, {batch} at a time", new_tokens)
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """While no other measurement of onnxpress runs; a second one waits."""
-    try:
-        user_cache().mkdir(parents=True, exist_ok=True)
-        with (user_cache() / "measuring.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-    except OSError as error:
-        raise InvalidInputError(
-            f"{user_cache()} cannot be written: {error.strerror}; set ONNXPRESS_CACHE to a folder that can be"
-        ) from error
