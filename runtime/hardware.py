@@ -153,10 +153,9 @@ def decide(hardware: Hardware, precisions: Sequence[str], made: Sequence[str]) -
     if hardware.target != "cpu":
         return (variants,)
     if hardware.is_decoder:
-        blocks = (_int4_blocks(machine),) if "int4" in made else ()
-        return (variants, *blocks, _accuracy_level(machine))
+        return (variants, *_int4_blocks(machine, made), _accuracy_level(machine))
     static = (_activations(machine),) if {"int8-static", "mixed"}.intersection(made) else ()
-    blocks = (_int4_blocks(machine), _accuracy_level(machine)) if "int4" in made else ()
+    blocks = (*_int4_blocks(machine, made), _accuracy_level(machine)) if "int4" in made else ()
     return (variants, _weights(machine), *static, *blocks, *_exact(machine))
 
 
@@ -222,7 +221,9 @@ def _exact(machine: Machine) -> tuple[Decision, ...]:
     return (Decision(EXACT_INT8, "1", reason),)
 
 
-def _int4_blocks(machine: Machine) -> Decision:
+def _int4_blocks(machine: Machine, made: Sequence[str]) -> tuple[Decision, ...]:
+    if "int4" not in made:
+        return ()
     size, symmetric = int4_blocks(machine)
     choice = f"up to {size} weights, {'without' if symmetric else 'with'} zero points"
     if _lacks_avx512(machine):
@@ -232,7 +233,7 @@ def _int4_blocks(machine: Machine) -> Decision:
         )
     else:
         reason = "the kernels take less time for larger blocks; zero points make up for what these lose."
-    return Decision(INT4_BLOCKS, choice, reason)
+    return (Decision(INT4_BLOCKS, choice, reason),)
 
 
 def _accuracy_level(machine: Machine) -> Decision:
