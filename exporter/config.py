@@ -197,7 +197,8 @@ class ExportConfig:
         given.setdefault("accuracy_level", hardware.accuracy_level(machine))
         if bits == 4 and self.target == "cpu":
             given["largest_block"], symmetric = hardware.int4_blocks(machine)
-            given.setdefault("symmetric", symmetric)
+            # Who gives texts to round on wants accuracy: zero points are worth it then.
+            given.setdefault("symmetric", symmetric and self.calibration is None)
         return WeightOnlyConfig(bits=bits, **given)
 
     def evaluation_data(self) -> DataOptions:

@@ -72,7 +72,9 @@ def _hardware(state: State) -> dict[str, Any]:
     config = state.config
     here, made = config.hardware_for(state.task), [variant.precision for variant in state.variants]
     decisions = hardware.decide(here, config.default_precisions(state.task), made)
-    blocks = config.symmetric if config.block_size is None else config.block_size
+    blocks = next(
+        (asked for asked in (config.block_size, config.symmetric, config.calibration) if asked is not None), None
+    )
     asked = {
         hardware.VARIANTS: config.variants,
         hardware.ACCURACY_LEVEL: config.accuracy_level,

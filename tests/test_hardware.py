@@ -221,6 +221,7 @@ def test_weights_of_4_bits_are_made_in_blocks_that_suit_the_kernels(
     assert told.startswith(f"up to {size} weights, {'without' if symmetric else 'with'} zero points: ")
     asked = ExportConfig(block_size=16, symmetric=not symmetric).weight_only(4)
     assert (asked.block_for(4096), asked.symmetric_for(4)) == (16, not symmetric)
+    assert not ExportConfig(calibration="synthetic").weight_only(4).symmetric_for(4)
     assert ExportConfig(target="cuda").weight_only(4).block_for(4096) == 128
     assert ExportConfig().weight_only(8).block_for(4096) == 128
 
