@@ -12,13 +12,14 @@ from onnxpress.runtime.machine import (
     cgroup_cpus,
     cgroup_memory_bytes,
     describe_machine,
-    usable_cores,
     versions,
 )
 from onnxpress.runtime.providers import SHORT_NAMES, Plan, ProviderStatus, ServedGraph, graph_of, make_plan, status_of
 from onnxpress.runtime.providers import system as provider_system
 from onnxpress.runtime.providers.names import ACCELERATORS
 from onnxpress.runtime.session import import_onnxruntime
+from onnxpress.runtime.settings import settings_of
+from onnxpress.runtime.tuned import read_tuned
 from onnxpress.runtime.verifying import is_verified_here
 
 
@@ -56,6 +57,8 @@ class Serving:
     options: dict[str, dict[str, str]]
     """Of each provider, as onnxruntime is told."""
     threads: int
+    tuned_for: str | None
+    """What `onnxpress tune` kept settings for; None: the default settings."""
     verified: bool | None
     """Whether the gate passed on this provider, where the bundle was made or here; None without a bundle."""
     sentence: str
@@ -107,24 +110,31 @@ def _limits() -> Limits:
 
 def _serving(bundle: Bundle | None, name: str | None) -> tuple[Serving, ...]:
     if bundle is None:
-        return tuple(_told(make_plan(None, _any_variant(target)), None, None) for target in ("cpu", "cuda"))
+        return tuple(_told(make_plan(None, _any_variant(target))) for target in ("cpu", "cuda"))
     variant = bundle.manifest.variant(name)
     plan = make_plan(None, graph_of(bundle, variant))
     leader = plan.providers[0].name
     was_passed = variant.status == "passed" and leader == SHORT_NAMES[variant.target]
-    return (_told(plan, variant.name, was_passed or is_verified_here(bundle, variant, leader)),)
+    told = _told(plan, variant.name, was_passed or is_verified_here(bundle, variant, leader))
+    tuned = next((kept for kept in read_tuned(bundle).variants if kept.variant == variant.name), None)
+    if tuned is not None:
+        told = dataclasses.replace(
+            told, threads=tuned.settings.thread_count, tuned_for=f"{tuned.goal} of {tuned.traffic}"
+        )
+    return (told,)
 
 
 def _any_variant(target: str) -> ServedGraph:
     return ServedGraph("", target, "fp32", is_decoder=False, sha256="", inputs=(), max_tokens=1)
 
 
-def _told(plan: Plan, variant: str | None, verified: bool | None) -> Serving:
+def _told(plan: Plan, variant: str | None = None, verified: bool | None = None) -> Serving:
     return Serving(
         variant=variant,
         providers=tuple(provider.name for provider in plan.providers),
         options={provider.name: provider.options for provider in plan.providers},
-        threads=usable_cores(),
+        threads=settings_of(None).thread_count,
+        tuned_for=None,
         verified=verified,
         sentence=plan.sentence,
         as_expected=plan.as_expected,

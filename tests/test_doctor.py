@@ -10,6 +10,9 @@ import pytest
 
 from onnxpress.cli import main
 from onnxpress.runtime import diagnosis
+from onnxpress.runtime.bundle import open_bundle
+from onnxpress.runtime.settings import ServingSettings
+from onnxpress.runtime.tuned import Tuned, keep_tuned
 from tests.fake_machine import CPU, CUDA, NO_DRIVER, TENSORRT, FakeMachine, install, without_gpu
 
 
@@ -34,6 +37,17 @@ def test_this_machine_can_serve_on_the_cpu(capsys: pytest.CaptureFixture[str]) -
     assert found["machine"]["cores"] == found["serving"][0]["threads"]
     assert found["versions"]["numpy"]
     assert found["onnxruntime"]["version"]
+
+
+def test_settings_that_tune_kept_are_in_the_plan(bundle_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = open_bundle(bundle_copy)
+    variant = bundle.manifest.variant(None).name
+    assert as_json(capsys, str(bundle_copy))["serving"][0]["tuned_for"] is None
+    created = "2026-01-01T00:00:00Z"
+    keep_tuned(bundle, Tuned(variant, "latency", "questions, 1 at a time", 1.2, created, ServingSettings(threads=1)))
+    serving = as_json(capsys, str(bundle_copy))["serving"][0]
+    assert (serving["threads"], serving["tuned_for"]) == (1, "latency of questions, 1 at a time")
+    assert "1 thread, tuned for latency of questions" in " ".join(doctor(capsys, str(bundle_copy)).split())
 
 
 def test_the_gpu_wheel_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,7 +83,8 @@ def _machine_facts(found: Diagnosis) -> Iterator[tuple[str, str]]:
 def _serving_facts(serving: Serving) -> Iterator[tuple[str, str]]:
     if serving.variant is not None:
         yield "variant", f"{serving.variant}, {'verified' if serving.verified else 'not verified'} on this provider"
-    yield "plan", f"{' > '.join(serving.providers)}, {serving.threads} threads"
+    tuned = f", tuned for {serving.tuned_for}" if serving.tuned_for else ""
+    yield "plan", f"{' > '.join(serving.providers)}, {serving.threads} thread{'s' * (serving.threads != 1)}{tuned}"
     yield "", serving.sentence
 
 
