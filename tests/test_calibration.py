@@ -19,6 +19,8 @@ from onnxpress.exporter.calibration_files import read_calibration
 from onnxpress.quantize.graphs import load_graph
 from onnxpress.quantize.weight_only import WeightOnlyConfig
 from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.hardware import int4_blocks
+from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.session import make_session
 from onnxpress.runtime.settings import ServingSettings
@@ -128,8 +130,9 @@ def weights(bundle: Path, variant: str) -> dict[str, Any]:
 
 
 def test_calibration_changes_int4_alone_and_the_report_says_how(model: Path, text: Path, tmp_path: Path) -> None:
-    plain = press(model, tmp_path / "plain", variants=("int8", "int4"))
-    calibrated = press(model, tmp_path / "calibrated", variants=("int8", "int4"), calibration=(text,))
+    asked = {"variants": ("int8", "int4"), "symmetric": False}  # else the processor decides
+    plain = press(model, tmp_path / "plain", **asked)
+    calibrated = press(model, tmp_path / "calibrated", **asked, calibration=(text,))
     for variant, same in (("int8", True), ("int4", False)):
         before, after = weights(plain.folder, variant), weights(calibrated.folder, variant)
         assert before.keys() == after.keys()
@@ -154,8 +157,8 @@ def test_other_texts_and_options_are_not_answered_from_the_cache(model: Path, te
     other = tmp_path / "text.txt"
     other.write_text(" ".join(reversed((text.read_text() + " the").split())))
     asked: list[dict[str, Any]] = [
-        {}, {"calibration": (text,)}, {"calibration": (other,)}, {"block_size": 16}, {"symmetric": True},
-        {"accuracy_level": 1}, {"head_bits": 8},
+        {"symmetric": False}, {"calibration": (text,)}, {"calibration": (other,)}, {"block_size": 16},
+        {"symmetric": True}, {"symmetric": True, "accuracy_level": 1}, {"symmetric": True, "head_bits": 8},
     ]  # fmt: skip
     made = []
     for number, options in enumerate(asked):
@@ -186,8 +189,9 @@ def test_the_command_takes_the_options(
     assert main(["export", str(model), "--output", str(tmp_path / "b")]) == 2
     given, plain = taken
     assert given.calibration == (text,)
+    largest, _ = int4_blocks(describe_machine())
     assert given.weight_only(4) == WeightOnlyConfig(
-        bits=4, block_size=16, symmetric=False, accuracy_level=1, head_bits=8
+        bits=4, block_size=16, largest_block=largest, symmetric=False, accuracy_level=1, head_bits=8
     )
     assert plain.weight_only(8) == WeightOnlyConfig(bits=8)
 
