@@ -34,7 +34,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         rows = own.read_text(encoding="utf-8").splitlines()[1:]
     file.write_text("\n".join(rows) + "\n", encoding="utf-8")
     config = onnxpress.ExportConfig(
-        variants=VARIANTS, evaluation=(file,), max_accuracy_drop=100, measure="none", threads=2
+        variants=VARIANTS, evaluation=(file,), max_accuracy_drop=100, search_budget=0, measure="none", threads=2
     )
     return onnxpress.export(model, folder / "bundle", config).folder, file
 
