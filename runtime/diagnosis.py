@@ -116,7 +116,7 @@ def _serving(bundle: Bundle | None, name: str | None) -> tuple[Serving, ...]:
     leader = plan.providers[0].name
     was_passed = variant.status == "passed" and leader == SHORT_NAMES[variant.target]
     told = _told(plan, variant.name, was_passed or is_verified_here(bundle, variant, leader))
-    tuned = next((kept for kept in read_tuned(bundle).variants if kept.variant == variant.name), None)
+    tuned = read_tuned(bundle).of(variant.name)
     if tuned is not None:
         told = dataclasses.replace(
             told, threads=tuned.settings.thread_count, tuned_for=f"{tuned.goal} of {tuned.traffic}"

@@ -65,3 +65,21 @@ class VerificationError(OnnxpressError):
 def first_line(error: BaseException) -> str:
     """What an error of a library says first, or its class where it says nothing; for a sentence of our own."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()[:300]
+
+
+def require_whole(name: str, value: object, least: int = 1, *, or_none: bool = False) -> None:
+    """
+    Args:
+        name: of the argument.
+        value: what was given.
+        least: that it may be.
+        or_none: None is fine, too.
+
+    Raises:
+        InvalidInputError: it is no whole number of at least `least`.
+    """
+    if or_none and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        suffix = ", or None" if or_none else ""
+        raise InvalidInputError(f"{name} is {value!r}; give a whole number of at least {least}{suffix}")

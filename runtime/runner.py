@@ -20,7 +20,7 @@ from typing import Self
 from onnxpress.runtime.batching import TOKENS_PER_BATCH
 from onnxpress.runtime.call_queue import CallQueue
 from onnxpress.runtime.encoder import SessionGraph
-from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.errors import InvalidInputError, require_whole
 from onnxpress.runtime.faces import Asynchronous, Blocking
 from onnxpress.runtime.generation.engine import EngineState
 from onnxpress.runtime.generation.generator import Generator
@@ -63,8 +63,7 @@ class BatchingRunner(Blocking):
         """
         tokens = _tokens_per_batch(model) if tokens_per_batch is None else tokens_per_batch
         for name, value in (("most_waiting", most_waiting), ("tokens_per_batch", tokens)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidInputError(f"{name} is {value!r}; give a whole number of at least 1")
+            require_whole(name, value)
         if isinstance(max_wait_seconds, bool) or not 0 <= max_wait_seconds <= 60:
             raise InvalidInputError(f"max_wait_seconds is {max_wait_seconds!r}; give a number from 0 to 60")
         serving: CallQueue | GeneratorCalls

@@ -10,17 +10,12 @@ from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 from onnxpress.runtime.batching import TOKENS_PER_BATCH
-from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.errors import InvalidInputError, require_whole
 from onnxpress.runtime.machine import usable_cores
 
 Preset = Literal["latency", "balanced", "small"]
 Extend = Literal["power_of_two", "as_requested"]
 Shrink = Literal["never", "after_run", "when_idle"]
-
-
-def _require_whole(name: str, value: object) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InvalidInputError(f"{name} is {value!r}; give a whole number of at least 1, or None")
 
 
 def _require_choice(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -67,7 +62,7 @@ class Arena:
         _require_choice("extend", self.extend, get_args(Extend))
         _require_choice("shrink", self.shrink, get_args(Shrink))
         for name in ("initial_bytes", "growth_bytes", "max_bytes"):
-            _require_whole(name, getattr(self, name))
+            require_whole(name, getattr(self, name), or_none=True)
         if not 0 < self.idle_seconds <= 86400:
             raise InvalidInputError(f"idle_seconds is {self.idle_seconds}; give a number of seconds up to 86400")
         if not self.enabled and (self.shared or self.is_configured):
@@ -115,8 +110,8 @@ class ServingSettings:
         Raises:
             InvalidInputError: a value cannot be.
         """
-        _require_whole("threads", self.threads)
-        _require_whole("tokens_per_batch", self.tokens_per_batch)
+        require_whole("threads", self.threads, or_none=True)
+        require_whole("tokens_per_batch", self.tokens_per_batch, or_none=True)
         _require_choice("sessions", self.sessions, ("two", "one"))
 
     @functools.cached_property

@@ -45,6 +45,10 @@ class Kept:
     problem: str | None = None
     """A sentence where there is a file that cannot be used."""
 
+    def of(self, variant: str) -> Tuned | None:
+        """What is kept for a variant."""
+        return next((tuned for tuned in self.variants if tuned.variant == variant), None)
+
 
 def read_tuned(bundle: Bundle) -> Kept:
     """What is kept of a bundle for this machine and onnxruntime; nothing where the file is broken."""
@@ -65,17 +69,17 @@ def tuned_settings(bundle: Bundle, variant: Variant) -> ServingSettings | None:
     kept = read_tuned(bundle)
     if kept.problem is not None:
         _LOG.warning(kept.problem)
-    for found in kept.variants:
-        if found.variant == variant.name:
-            _LOG.info(
-                "%s is served with the settings that onnxpress tune found for %s on %s: %s",
-                variant.name,
-                found.goal,
-                found.created,
-                found.settings.describe(),
-            )
-            return found.settings
-    return None
+    found = kept.of(variant.name)
+    if found is None:
+        return None
+    _LOG.info(
+        "%s is served with the settings that onnxpress tune found for %s on %s: %s",
+        variant.name,
+        found.goal,
+        found.created,
+        found.settings.describe(),
+    )
+    return found.settings
 
 
 def keep_tuned(bundle: Bundle, tuned: Tuned) -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 
-from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.errors import InvalidInputError, require_whole
 from onnxpress.runtime.tasks.base import TaskModel
 from onnxpress.runtime.tasks.spans import Answer, Window, best_answers, widen_to_words
 from onnxpress.runtime.tasks.steps import Steps, Work, in_steps
@@ -99,8 +99,9 @@ class Reader(TaskModel):
         """
         self.encoder.check_process()
         reading = _Reading(self._window_tokens(window_tokens), self._context_first, stride, align_to_words)
-        wanted = 1 if top_k is None else _whole_number("top_k", top_k, 1)
-        longest = _whole_number("max_answer_tokens", max_answer_tokens, 1)
+        wanted = 1 if top_k is None else top_k
+        require_whole("top_k", wanted)
+        require_whole("max_answer_tokens", max_answer_tokens)
         pairs = _pairs(question, context)
         encodings = self._encode(pairs, reading)
         windows = [[_window(encoding, reading) for encoding in of_pair] for of_pair in encodings]
@@ -113,7 +114,7 @@ class Reader(TaskModel):
                 of_pair,
                 [(row["start_logits"], row["end_logits"]) for row in islice(rows, len(of_pair))],
                 top_k=wanted,
-                max_answer_tokens=longest,
+                max_answer_tokens=max_answer_tokens,
                 allow_no_answer=allow_no_answer,
                 # As in the pipeline: different spans may be widened to the same words, so more are needed.
                 candidates=2 * wanted + 10 if align_to_words else wanted,
@@ -133,7 +134,8 @@ class Reader(TaskModel):
         most = self.tokenizer.settings.max_length
         if given is None:
             return min(most, WINDOW_TOKENS)
-        if _whole_number("window_tokens", given, 1) > most:
+        require_whole("window_tokens", given)
+        if given > most:
             raise InvalidInputError(f"window_tokens is {given}, the model reads {most} at most; give no more than that")
         return given
 
@@ -178,8 +180,12 @@ class _Reading:
     """How contexts are cut into windows, and how windows are read."""
 
     def __init__(self, window_tokens: int, context_first: bool, stride: int | None, align_to_words: bool) -> None:
-        if stride is not None and _whole_number("stride", stride, 0) >= window_tokens:
-            raise InvalidInputError(f"stride is {stride}, a window has {window_tokens} tokens; give a smaller stride")
+        if stride is not None:
+            require_whole("stride", stride, least=0)
+            if stride >= window_tokens:
+                raise InvalidInputError(
+                    f"stride is {stride}, a window has {window_tokens} tokens; give a smaller stride"
+                )
         self.window_tokens = window_tokens
         self.context_first = context_first
         self.cut: Literal["only_first", "only_second"] = "only_first" if context_first else "only_second"
@@ -246,9 +252,3 @@ def _texts(kind: str, texts: Iterable[str]) -> list[str]:
     if not isinstance(texts, Iterable):
         raise InvalidInputError(f"{kind} is of type {type(texts).__name__}; give a str or a list of them")
     return list(texts)
-
-
-def _whole_number(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidInputError(f"{name} is {value!r}; give a whole number of at least {least}")
-    return value
