@@ -39,7 +39,10 @@ def test_this_machine_can_serve_on_the_cpu(capsys: pytest.CaptureFixture[str]) -
     assert found["onnxruntime"]["version"]
 
 
-def test_settings_that_tune_kept_are_in_the_plan(bundle_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_tune_kept_are_in_the_plan(
+    bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ONNXPRESS_CACHE", str(tmp_path / "cache"))  # other tests load copies of the same bundle
     bundle = open_bundle(bundle_copy)
     variant = bundle.manifest.variant(None).name
     assert as_json(capsys, str(bundle_copy))["serving"][0]["tuned_for"] is None
