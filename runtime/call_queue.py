@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from onnxpress.runtime.batching import tokens_per_batch
+from onnxpress.runtime.call_report import BatchReport
 from onnxpress.runtime.encoder import Encoder
-from onnxpress.runtime.errors import ClosedError, DeadlineExceededError, QueueFullError
+from onnxpress.runtime.errors import ClosedError, DeadlineExceededError, InvalidInputError, QueueFullError
 from onnxpress.runtime.pool import Lease
 from onnxpress.runtime.queue_counts import Counter, QueueCounts
 from onnxpress.runtime.tasks.steps import Row, Work
@@ -27,7 +28,7 @@ _LOOK_AHEAD = 512  # sequences that are considered for a batch
 class Call:
     """The sequences of one call, and the promise of the graph's outputs for them."""
 
-    __slots__ = ("deadline", "error", "items", "left", "rows", "since", "wake", "work")
+    __slots__ = ("begun", "deadline", "ended", "error", "items", "left", "rows", "since", "wake", "work")
 
     def __init__(self, work: Work, deadline: float | None, wake: Callable[[list[Call]], None]) -> None:
         """
@@ -40,6 +41,9 @@ class Call:
         self.deadline = deadline
         self.wake = wake
         self.since = time.monotonic()
+        self.begun = 0.0
+        """When the first of its sequences began to run; 0 before."""
+        self.ended = 0.0
         self.items = [_Item(self, index, len(encoding)) for index, encoding in enumerate(work.encodings)]
         self.left = len(self.items)
         """Sequences without outputs; 0 when it is done, or given up."""
@@ -72,18 +76,31 @@ class _Batch:
 class CallQueue:
     """The calls that wait for one encoder. Safe to use from many threads."""
 
-    def __init__(self, encoder: Encoder, *, most_waiting: int, tokens: int, max_wait: float) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        most_waiting: int,
+        tokens: int,
+        max_wait: float,
+        most_tokens: int | None = None,
+        on_batch: Callable[[BatchReport], None] | None = None,
+    ) -> None:
         """
         Args:
             encoder: computes.
             most_waiting: sequences that may wait; a call that brings more is taken only while nothing waits.
             tokens: of a batch at most, padding included; a longer sequence is a batch of its own.
             max_wait: seconds that a sequence waits for others to fill its batch while a worker is free.
+            most_tokens: of all sequences of a call; None for no limit.
+            on_batch: hears of each run after it, in a worker's thread. Must not raise.
         """
         self._encoder = encoder
         self._most_waiting = most_waiting
         self._tokens = tokens
         self._max_wait = max_wait
+        self._most_tokens = most_tokens
+        self._on_batch = on_batch
         self._slots = encoder.graph.workers
         self._free = self._slots  # runs that may begin
         self._lease = Lease(self._slots)
@@ -109,6 +126,16 @@ class CallQueue:
         self._lease.home.check()
         if self._closing:
             raise ClosedError("this runner is closed; make a new BatchingRunner over the model")
+
+    def check_tokens(self, tokens: int) -> None:
+        """
+        Raises:
+            InvalidInputError: a call has more than allowed.
+        """
+        if self._most_tokens is not None and tokens > self._most_tokens:
+            raise InvalidInputError(
+                f"the texts have {tokens:,} tokens together, {self._most_tokens:,} are allowed; send fewer at once"
+            )
 
     def run(self, call: Call, *, here: bool) -> bool:
         """Take a call: run it now if nothing is before it and `here` is set, else let it wait for a worker.
@@ -304,6 +331,8 @@ class CallQueue:
     def _outputs(self, batch: _Batch) -> list[Row | Exception]:
         """What each sequence of a batch became. Where the batch fails, the calls in it are run one by one."""
         begun = time.monotonic()
+        for item in batch.items:
+            item.call.begun = item.call.begun or begun
         try:
             return [*self._run(batch.items, batch.alone)]
         # onnxruntime's exception classes have no common base but Exception, and each belongs to a caller.
@@ -311,7 +340,11 @@ class CallQueue:
             return self._one_by_one(batch, error)
         finally:
             with self._lock:
-                self._counter.add_batch([(item.length, begun - item.call.since) for item in batch.items], begun)
+                report = self._counter.add_batch(
+                    [(item.length, begun - item.call.since) for item in batch.items], time.monotonic() - begun
+                )
+            if self._on_batch is not None:
+                self._on_batch(report)
 
     def _one_by_one(self, batch: _Batch, error: Exception) -> list[Row | Exception]:
         calls = list(dict.fromkeys(item.call for item in batch.items))
@@ -349,6 +382,7 @@ class CallQueue:
                     call.rows[item.index] = result
                     call.left -= 1
                 if not call.left:
+                    call.ended = time.monotonic()
                     done.append(call)
         _wake(done)
 

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from onnxpress.runtime.call_queue import Call, CallQueue, late_error
+from onnxpress.runtime.call_report import CallReport
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.generation.limits import AsyncGeneratorMethods, GeneratorCalls, GeneratorMethods
@@ -49,12 +50,17 @@ class _Face:
     """A model, the queue to it, and the time that a call may take."""
 
     def __init__(
-        self, model: TaskModel | Generator, serving: CallQueue | GeneratorCalls, seconds: float | None
+        self,
+        model: TaskModel | Generator,
+        serving: CallQueue | GeneratorCalls,
+        seconds: float | None,
+        report: CallReport | None = None,
     ) -> None:
         self._model = model
         self._serving = serving
         self._calls = serving if isinstance(serving, GeneratorCalls) else None
         self._seconds = check_seconds(seconds)
+        self._report = report
 
     @property
     def _queue(self) -> CallQueue:
@@ -63,6 +69,20 @@ class _Face:
 
     def _deadline(self) -> float | None:
         return None if self._seconds is None else time.monotonic() + self._seconds
+
+    def _begun(self, work: Work | None, started: float) -> None:
+        """Texts have become work, or the result already."""
+        tokens = 0 if work is None else sum(map(len, work.encodings))
+        if self._report is not None:
+            self._report.sequences += 0 if work is None else len(work.encodings)
+            self._report.tokens += tokens
+            self._report.tokenize_seconds += time.monotonic() - started
+        self._queue.check_tokens(tokens)
+
+    def _ended(self, call: Call) -> None:
+        if self._report is not None and call.ended:
+            self._report.wait_seconds += call.begun - call.since
+            self._report.run_seconds += call.ended - call.begun
 
     def _steps(self, name: str, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Steps[Any]:
         """The method of the model in two halves."""
@@ -102,23 +122,26 @@ class Blocking(_Face, GeneratorMethods):
     answer = _blocking(Reader.answer)
     fill = _blocking(Filler.fill)
 
-    def within(self, seconds: float | None) -> Blocking:
+    def within(self, seconds: float | None, report: CallReport | None = None) -> Blocking:
         """The same methods, each with so much time from its call to its result.
 
         Args:
             seconds: above 0; None for no limit.
+            report: what calls took is added to it; a generator's answers say that themselves.
         """
-        return Blocking(self._model, self._serving, seconds)
+        return Blocking(self._model, self._serving, seconds, report)
 
     def _call(self, name: str, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
-        deadline = self._deadline()
+        started, deadline = time.monotonic(), self._deadline()
         steps = self._steps(name, arguments, options)
         work, result = begin(steps)
+        self._begun(work, started)
         if work is None or not work.encodings:
             return result if work is None else finish(steps, [])
         call = _ThreadCall(work, deadline)
         if not self._queue.run(call, here=True):
             self._wait(call)
+        self._ended(call)
         if call.error is not None:
             raise call.error
         return finish(steps, call.rows)
@@ -150,18 +173,19 @@ class Asynchronous(_Face, AsyncGeneratorMethods):
     answer = _asynchronous(Reader.answer)
     fill = _asynchronous(Filler.fill)
 
-    def within(self, seconds: float | None) -> Asynchronous:
+    def within(self, seconds: float | None, report: CallReport | None = None) -> Asynchronous:
         """The same methods, each with so much time from its call to its result; see `Blocking.within`."""
-        return Asynchronous(self._model, self._serving, seconds)
+        return Asynchronous(self._model, self._serving, seconds, report)
 
     async def _call(self, name: str, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
         loop = asyncio.get_running_loop()
-        deadline = self._deadline()
+        started, deadline = time.monotonic(), self._deadline()
         steps = self._steps(name, arguments, options)
         if _characters((arguments, options)) <= _INLINE_CHARACTERS:
             work, result = begin(steps)
         else:
             work, result = await asyncio.to_thread(begin, steps)
+        self._begun(work, started)
         if work is None or not work.encodings:
             return result if work is None else finish(steps, [])
         call = _TaskCall(work, deadline, steps, loop)
@@ -173,6 +197,7 @@ class Asynchronous(_Face, AsyncGeneratorMethods):
             self._queue.give_up(call)
             raise
         finally:
+            self._ended(call)
             if timer is not None:
                 timer.cancel()
 

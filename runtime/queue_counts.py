@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
+
+from onnxpress.runtime.call_report import BatchReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,25 +53,27 @@ class Counter:
         self._waited = self._longest_wait = self._run = 0.0
         self._sizes: dict[int, int] = {}
 
-    def add_batch(self, lengths_and_waits: Sequence[tuple[int, float]], begun: float) -> None:
+    def add_batch(self, lengths_and_waits: Sequence[tuple[int, float]], seconds: float) -> BatchReport:
         """A run has ended.
 
         Args:
             lengths_and_waits: of each sequence its tokens, and the seconds it waited.
-            begun: when the run began, in seconds of `time.monotonic()`.
+            seconds: that the run took.
         """
         count = len(lengths_and_waits)
         lengths = [length for length, _ in lengths_and_waits]
         waits = [wait for _, wait in lengths_and_waits]
-        self._run += time.monotonic() - begun
+        self._run += seconds
         self._batches += 1
         self._sequences += count
-        self._tokens += sum(lengths)
-        self._padded_tokens += count * max(lengths)
+        report = BatchReport(count, sum(lengths), count * max(lengths), seconds)
+        self._tokens += report.tokens
+        self._padded_tokens += report.padded_tokens
         self._waited += sum(waits)
         self._longest_wait = max(self._longest_wait, *waits)
         size = 1 << (count - 1).bit_length()
         self._sizes[size] = self._sizes.get(size, 0) + 1
+        return report
 
     def snapshot(self, waiting: int, running: int) -> QueueCounts:
         """The counts as they are."""

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import atexit
 import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from onnxpress.runtime.batching import TOKENS_PER_BATCH
 from onnxpress.runtime.call_queue import CallQueue
+from onnxpress.runtime.call_report import BatchReport
 from onnxpress.runtime.encoder import SessionGraph
 from onnxpress.runtime.errors import InvalidInputError, require_whole
 from onnxpress.runtime.faces import Asynchronous, Blocking
@@ -46,6 +48,8 @@ class BatchingRunner(Blocking):
         seconds: float | None = None,
         tokens_per_batch: int | None = None,
         max_wait_seconds: float = 0.0,
+        most_tokens: int | None = None,
+        on_batch: Callable[[BatchReport], None] | None = None,
     ) -> None:
         """
         Args:
@@ -57,6 +61,10 @@ class BatchingRunner(Blocking):
                 For a generator without meaning.
             max_wait_seconds: how long a sequence may wait for others to fill its batch while a worker is free. 0 runs
                 what there is: batches then form only while all workers are busy, which is best in nearly every case.
+            most_tokens: of all texts of a call, after they were cut to what the model reads; None for no limit. For a
+                generator without meaning.
+            on_batch: hears of each run of the graph after it, in a worker's thread. Must not raise. Of a generator
+                nothing is heard.
 
         Raises:
             InvalidInputError: an argument is not such a number.
@@ -66,11 +74,19 @@ class BatchingRunner(Blocking):
             require_whole(name, value)
         if isinstance(max_wait_seconds, bool) or not 0 <= max_wait_seconds <= 60:
             raise InvalidInputError(f"max_wait_seconds is {max_wait_seconds!r}; give a number from 0 to 60")
+        require_whole("most_tokens", most_tokens, or_none=True)
         serving: CallQueue | GeneratorCalls
         if isinstance(model, Generator):
             serving = GeneratorCalls(model, most_waiting)
         else:
-            serving = CallQueue(model.encoder, most_waiting=most_waiting, tokens=tokens, max_wait=max_wait_seconds)
+            serving = CallQueue(
+                model.encoder,
+                most_waiting=most_waiting,
+                tokens=tokens,
+                max_wait=max_wait_seconds,
+                most_tokens=most_tokens,
+                on_batch=on_batch,
+            )
         super().__init__(model, serving, seconds)
         self.asynchronous = Asynchronous(model, serving, seconds)
         _SERVING.add(serving)

@@ -13,13 +13,14 @@ import sys
 from collections.abc import Sequence
 
 import onnxpress
-from onnxpress.cli import bench, chat, compare, debug, doctor, export, inspect, report, run, tune, verify
+from onnxpress.cli import bench, chat, compare, debug, doctor, export, inspect, report, run, serve, tune, verify
 from onnxpress.runtime.errors import OnnxpressError
 
 COMMANDS = {
     "export": export,
     "run": run,
     "chat": chat,
+    "serve": serve,
     "inspect": inspect,
     "report": report,
     "verify": verify,

@@ -1,0 +1,7 @@
+"""The routes, a module for each kind; what is served, and in which order the documentation shows it."""
+
+from __future__ import annotations
+
+from onnxpress.runtime.server.routes import embeddings, health, models
+
+ROUTERS = (embeddings.ROUTER, models.ROUTER, health.ROUTER)

@@ -1,0 +1,32 @@
+"""`/health/live` and `/health/ready`, for whoever restarts processes and routes traffic."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from onnxpress.runtime.server.application import TheService
+
+ROUTER = APIRouter(tags=["health"], prefix="/health")
+
+
+class Health(BaseModel):
+    """What the process is doing."""
+
+    status: Literal["live", "ready", "draining"]
+
+
+@ROUTER.get("/live")
+async def live() -> Health:
+    """The process answers."""
+    return Health(status="live")
+
+
+@ROUTER.get("/ready", responses={503: {"model": Health}})
+async def ready(service: TheService, response: Response) -> Health:
+    """It should get requests: its models are loaded and warm, and it is not about to end (503)."""
+    if service.phase == "draining":
+        response.status_code = 503
+    return Health(status=service.phase)
