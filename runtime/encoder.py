@@ -27,7 +27,6 @@ from onnxpress.runtime.shared_weights import model_to_open
 
 if TYPE_CHECKING:
     import onnxruntime
-    import tokenizers
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -156,7 +155,7 @@ class Encoder:
 
     def run(
         self,
-        encodings: Sequence[tokenizers.Encoding],
+        encodings: Sequence[Encoded],
         extra: Mapping[str, Sequence[Sequence[int]]] | None = None,
     ) -> list[dict[str, FloatArray]]:
         """The graph's outputs for each encoding, in order, without what belongs to padding.
@@ -190,7 +189,7 @@ class Encoder:
         return results
 
     def run_batch(
-        self, encodings: Sequence[tokenizers.Encoding], extra: Mapping[str, Sequence[Sequence[int]]], *, alone: bool
+        self, encodings: Sequence[Encoded], extra: Mapping[str, Sequence[Sequence[int]]], *, alone: bool
     ) -> list[dict[str, FloatArray]]:
         """The same for encodings that go through the graph together, in this thread.
 

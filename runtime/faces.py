@@ -113,6 +113,7 @@ class Blocking(_Face, GeneratorMethods):
     """For threads: each method returns when its result is there."""
 
     embed = _blocking(Embedder.embed)
+    embed_tokens = _blocking(Embedder.embed_tokens)
     classify = _blocking(Classifier.classify)
     zero_shot = _blocking(Classifier.zero_shot)
     rank = _blocking(Reranker.rank)
@@ -164,6 +165,7 @@ class Asynchronous(_Face, AsyncGeneratorMethods):
     computes nothing that takes long: long texts are tokenized in another thread, results are made by the workers."""
 
     embed = _asynchronous(Embedder.embed)
+    embed_tokens = _asynchronous(Embedder.embed_tokens)
     classify = _asynchronous(Classifier.classify)
     zero_shot = _asynchronous(Classifier.zero_shot)
     rank = _asynchronous(Reranker.rank)
@@ -271,10 +273,12 @@ def _settle(outcomes: Sequence[tuple[asyncio.Future[Any], Any, BaseException | N
 
 
 def _characters(value: Any) -> float:
-    """Characters of all texts in arguments; infinite where that is not known without reading an iterator."""
+    """Characters of all texts in arguments, or tokens; infinite where that is not known without reading an iterator."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, list | tuple):
+        if value and isinstance(value[0], int):
+            return len(value)
         return sum(map(_characters, value))
     if isinstance(value, dict):
         return sum(map(_characters, value.values()))

@@ -14,6 +14,7 @@ import pytest
 from tests.models import make_embedder
 
 if TYPE_CHECKING:
+    from onnxpress.runtime.server.registry import Models
     from tests.graphs import Traced
 
 # Machines that run tests are busy: how long an example takes says nothing.
@@ -57,3 +58,22 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, user
 def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of `tiny_bundle` to damage."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def task_bundles(tmp_path_factory: pytest.TempPathFactory, user_cache: Path) -> dict[str, Path]:
+    """A tiny bundle for each task, text generation too, by the name of its folder (tests/served_models.py)."""
+    from tests.served_models import make_bundles
+
+    return make_bundles(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="session")
+def served(task_bundles: dict[str, Path]) -> Iterator[Models]:
+    """Those bundles as a server has them, with its usual limits. For tests that change nothing in them."""
+    from onnxpress.runtime.server.registry import Models
+    from onnxpress.runtime.server.settings import Limits, ServedBundle
+
+    models = Models.load([ServedBundle(str(path), threads=1) for path in task_bundles.values()], Limits())
+    yield models
+    models.close(timeout=30)

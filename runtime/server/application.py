@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from fastapi import Depends, FastAPI, Request
 
 import onnxpress
+from onnxpress.runtime.server.document import add_document
 from onnxpress.runtime.server.errors import ErrorBody, add_error_handlers
 from onnxpress.runtime.server.registry import Models
 from onnxpress.runtime.server.settings import ServerSettings
@@ -66,4 +67,5 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
     add_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
+    add_document(app, with_keys=settings.api_keys_file is not None)
     return app

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.bundle import open_bundle
+from onnxpress.runtime.errors import InvalidInputError, OnnxpressError
+from onnxpress.runtime.generation.engine import EngineState
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.model import load
 from onnxpress.runtime.runner import BatchingRunner
@@ -29,6 +32,17 @@ class ServedModel:
     """When, in seconds since 1970."""
 
     @property
+    def seconds_of_queue(self) -> float:
+        """About how long what waits will take: for sequences, as long as those did that were run. A generator does not
+        count its answers; of it a second for each request that waits for a row of the cache."""
+        state = self.runner.state
+        if isinstance(state, EngineState):
+            return state.waiting / state.rows
+        if not state.sequences:
+            return 0.0
+        return state.waiting * state.run_seconds / state.sequences / self.model.encoder.graph.workers
+
+    @property
     def generator(self) -> Generator:
         """Of a model that writes."""
         assert isinstance(self.model, Generator)
@@ -43,7 +57,8 @@ class Models:
 
     @classmethod
     def load(cls, bundles: Iterable[ServedBundle], limits: Limits, threads: int | None = None) -> Models:
-        """Load all and run each once.
+        """Load all in their order and run each once. Their manifests are read first, so that a wrong path or variant is
+        found before large models are loaded. All share the threads of the process.
 
         Args:
             bundles: with different names.
@@ -51,9 +66,21 @@ class Models:
             threads: of those that do not say a number; None for what `load` chooses.
 
         Raises:
-            OnnxpressError: as of `onnxpress.load`; the text begins with the name.
+            OnnxpressError: as of `onnxpress.load`; the text begins with the name. What was loaded is closed.
         """
-        return cls(_open(bundle, limits, threads) for bundle in bundles)
+        wanted = list(bundles)
+        for bundle in wanted:
+            with _naming(bundle):
+                open_bundle(bundle.path).manifest.variant(bundle.variant)
+        loaded: list[ServedModel] = []
+        try:
+            for bundle in wanted:
+                with _naming(bundle):
+                    loaded.append(_open(bundle, limits, threads))
+        except BaseException:
+            cls(loaded).close(timeout=0)
+            raise
+        return cls(loaded)
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._by_name.values())
@@ -62,23 +89,14 @@ class Models:
         """The model of a request.
 
         Args:
-            name: as the request has it; None for the only model with one of the tasks.
-            tasks: that the route is for.
+            name: as the request has it; None for the only model with the first of the tasks that any model has.
+            tasks: that the route is for, the usual one first.
 
         Raises:
             RequestError: there is none, or another task, or without a name several.
         """
         if name is None:
-            fitting = [model for model in self if model.task in tasks]
-            if len(fitting) == 1:
-                return fitting[0]
-            known = ", ".join(model.name for model in fitting) or "none"
-            raise RequestError(
-                400 if fitting else 404,
-                f"say which model: those for {' or '.join(tasks)} here are: {known}",
-                param="model",
-                code="model_not_found",
-            )
+            return self._only(tasks)
         found = self._by_name.get(name)
         if found is None:
             raise RequestError(
@@ -96,6 +114,20 @@ class Models:
             )
         return found
 
+    def _only(self, tasks: Sequence[str]) -> ServedModel:
+        for task in tasks:
+            fitting = [model for model in self if model.task == task]
+            if len(fitting) == 1:
+                return fitting[0]
+            if fitting:
+                names = ", ".join(model.name for model in fitting)
+                raise RequestError(
+                    400, f"say which model; those for {task} are: {names}", param="model", code="model_missing"
+                )
+        raise RequestError(
+            404, f"no model for {' or '.join(tasks)} is served here", param="model", code="model_not_found"
+        )
+
     def close(self, *, timeout: float | None = None) -> None:
         """Finish what was taken, and give back what they hold."""
         for served in self:
@@ -108,10 +140,24 @@ def _open(bundle: ServedBundle, limits: Limits, threads: int | None) -> ServedMo
     model = load(
         bundle.path, bundle.variant, list(bundle.providers) or None, bundle.threads or threads, settings=settings
     )
-    runner = BatchingRunner(model, most_waiting=limits.waiting, seconds=limits.seconds, most_tokens=limits.tokens)
-    served = ServedModel(bundle.called, model.bundle.manifest.task, model, runner, int(time.time()))
-    warm_up(served)
+    try:
+        runner = BatchingRunner(model, most_waiting=limits.waiting, seconds=limits.seconds, most_tokens=limits.tokens)
+        served = ServedModel(bundle.called, model.bundle.manifest.task, model, runner, int(time.time()))
+        warm_up(served)
+    except BaseException:
+        model.close()
+        raise
     return served
+
+
+@contextlib.contextmanager
+def _naming(bundle: ServedBundle) -> Iterator[None]:
+    """Errors begin with the name of the bundle they are about."""
+    try:
+        yield
+    except OnnxpressError as error:
+        error.args = (f"{bundle.called}: {error}",)
+        raise
 
 
 def warm_up(served: ServedModel) -> None:
@@ -133,4 +179,4 @@ def warm_up(served: ServedModel) -> None:
         case "text-classification" | "zero-shot-classification":
             served.model.classify(text)
         case _:
-            raise InvalidInputError(f"{served.name}: the task {served.task} has no route")
+            raise InvalidInputError(f"the task {served.task} has no route")

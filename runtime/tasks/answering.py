@@ -35,6 +35,7 @@ class _Options(TypedDict, total=False):
     window_tokens: int | None
     allow_no_answer: bool
     align_to_words: bool
+    most_tokens: int | None
 
 
 class Reader(TaskModel):
@@ -73,6 +74,7 @@ class Reader(TaskModel):
         window_tokens: int | None = None,
         allow_no_answer: bool = False,
         align_to_words: bool = True,
+        most_tokens: int | None = None,
     ) -> Steps[Answer | list[Answer] | list[list[Answer]]]:
         """Find the answers to questions in their contexts.
 
@@ -88,13 +90,15 @@ class Reader(TaskModel):
             allow_no_answer: the empty answer competes: text "", start and end 0. For models trained to say so.
             align_to_words: widen answers to the words that their ends lie in. For scripts without spaces between words
                 False is mostly better.
+            most_tokens: of all windows of all contexts together; with more it is an error, before they are made. None
+                for no limit.
 
         Returns:
             an `Answer`; with `top_k` a list of them; for several questions a list of either, in their order.
 
         Raises:
             InvalidInputError: a text is empty or unusable, a question leaves no room for its context, there are not as
-                many contexts as questions, or a number cannot be used.
+                many contexts as questions, a number cannot be used, or there is more to read than `most_tokens`.
             ForkError: called in another process than the one that loaded the model.
         """
         self.encoder.check_process()
@@ -102,8 +106,9 @@ class Reader(TaskModel):
         wanted = 1 if top_k is None else top_k
         require_whole("top_k", wanted)
         require_whole("max_answer_tokens", max_answer_tokens)
+        require_whole("most_tokens", most_tokens, or_none=True)
         pairs = _pairs(question, context)
-        encodings = self._encode(pairs, reading)
+        encodings = self._encode(pairs, reading, most_tokens)
         windows = [[_window(encoding, reading) for encoding in of_pair] for of_pair in encodings]
         _check_readable(pairs, windows)
         # All windows of all pairs at once, so that they share batches.
@@ -139,10 +144,15 @@ class Reader(TaskModel):
             raise InvalidInputError(f"window_tokens is {given}, the model reads {most} at most; give no more than that")
         return given
 
-    def _encode(self, pairs: Sequence[tuple[str, str]], reading: _Reading) -> list[list[tokenizers.Encoding]]:
+    def _encode(
+        self, pairs: Sequence[tuple[str, str]], reading: _Reading, most_tokens: int | None
+    ) -> list[list[tokenizers.Encoding]]:
         """The windows of each pair of question and context, at least one."""
         rooms = self._rooms([question for question, _ in pairs], reading.window_tokens)
         strides = [_fitting(reading.stride, room) for room in rooms]
+        steps = [room - stride for room, stride in zip(rooms, strides, strict=True)]
+        if most_tokens is not None:
+            self._check_size([context for _, context in pairs], rooms, steps, reading.window_tokens, most_tokens)
         found: list[list[tokenizers.Encoding]] = [[] for _ in pairs]
         for stride in sorted(set(strides)):  # nearly always one
             indices = [index for index, other in enumerate(strides) if other == stride]
@@ -156,6 +166,42 @@ class Reader(TaskModel):
                         f"{reading.window_tokens} tokens for its context; give a stride below {rooms[index]}, or None"
                     )
         return found
+
+    def _check_size(
+        self, contexts: Sequence[str], rooms: Sequence[int], steps: Sequence[int], window_tokens: int, most: int
+    ) -> None:
+        """Refuse what would become too many windows: a long question leaves each little room, and a long context then
+        becomes many times as long.
+
+        Args:
+            contexts: the texts.
+            rooms: tokens of each that fit into a window.
+            steps: tokens between the beginnings of its windows.
+            window_tokens: of a window at most.
+            most: tokens of all windows together.
+        """
+
+        def tokens(lengths: Iterable[int]) -> int:
+            # A window holds at most `room` of a context, and beside it the question and special tokens.
+            return sum(
+                length + window_tokens - room if length <= room else window_tokens * (1 - (room - length) // step)
+                for length, room, step in zip(lengths, rooms, steps, strict=True)
+            )
+
+        # Mostly a character is no more than a token, so that nothing need be counted.
+        if tokens(map(len, contexts)) <= most:
+            return
+        alone = self.tokenizer.backend.num_special_tokens_to_add(False)
+        lengths = [
+            sum(len(window) - alone for window in (encoding, *encoding.overflowing))
+            for encoding in self.tokenizer.encode(contexts, stride=0)
+        ]
+        if (found := tokens(lengths)) > most:
+            raise InvalidInputError(
+                f"the contexts have {sum(lengths):,} tokens and would be read as {found:,}, in windows that share some "
+                f"and hold the question too; {most:,} are allowed. Send less at once, shorten the questions, or give a "
+                "smaller stride"
+            )
 
     def _rooms(self, questions: Sequence[str], window_tokens: int) -> list[int]:
         """How many tokens of the context fit into a window beside each question."""

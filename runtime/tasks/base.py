@@ -32,6 +32,7 @@ def texts_only(texts: Iterable[str]) -> list[str]:
 # Method -> tasks whose models have it, for the error that a wrong one gets.
 _TASKS_OF_METHOD = {
     "embed": "feature-extraction",
+    "embed_tokens": "feature-extraction",
     "classify": "text-classification",
     "zero_shot": "zero-shot-classification",
     "rank": "text-ranking",

@@ -99,7 +99,7 @@ class Classifier(TaskModel):
         Args:
             texts: one text or any number of them; long ones are cut, a hypothesis never is.
             labels: what to choose from.
-            hypothesis: the sentence a label is put into, at `{}`.
+            hypothesis: the sentence a label is put into, at its one `{}`.
             multi_label: several labels may be right: each is scored by itself, entailment against contradiction.
 
         Returns:
@@ -153,13 +153,13 @@ def _hypotheses(labels: Sequence[str], hypothesis: str) -> list[str]:
     if len(set(labels)) < len(labels):
         raise InvalidInputError(f"labels has the same text twice: {', '.join(labels)}")
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(hypothesis) if name is not None]
-        sentences = [hypothesis.format(label) for label in labels]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InvalidInputError(f"the hypothesis {hypothesis!r} cannot be filled in: {error}") from error
-    if not fields:
-        raise InvalidInputError(f"the hypothesis {hypothesis!r} has no {{}} for the label")
-    return sentences
+        fields = [parts[1:] for parts in string.Formatter().parse(hypothesis) if parts[1] is not None]
+    except ValueError as error:
+        raise InvalidInputError(f"the hypothesis {hypothesis!r:.200} cannot be filled in: {error}") from error
+    # Nothing but a plain place: a width could make texts of any length, a name could read what is not meant for it.
+    if fields != [("", "", None)]:
+        raise InvalidInputError(f"the hypothesis {hypothesis!r:.200} needs one {{}}, for the label, and no other braces")
+    return [hypothesis.format(label) for label in labels]
 
 
 def _best_first(labels: Sequence[str], scores: FloatArray) -> Classification:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from onnxpress.runtime.encoder import Encoder, FloatArray
+from onnxpress.runtime.encoder import Encoded, Encoder, FloatArray
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.tasks.base import TaskModel, texts_only
@@ -56,9 +56,34 @@ class Embedder(TaskModel):
         if prefix:
             items = [prefix + text for text in items]
         encodings = self.tokenizer.encode(items)
+        skipped = self.tokenizer.prompt_length(prefix) if prefix and not self.embedding.include_prompt else 0
+        return (yield from self._vectors(encodings, skipped))
+
+    @in_steps
+    def embed_tokens(self, sequences: Iterable[Sequence[int]]) -> Steps[FloatArray]:
+        """Embed texts that are tokens already. No prompt is put before them, not even the model's default one.
+
+        Args:
+            sequences: for each text its token ids, of the bundle's own tokenizer; special tokens are added unless they
+                are there. Longer ones than the model's maximum are truncated.
+
+        Returns:
+            float32 array [n, d] in the order of `sequences`: for the tokens of a text what `embed` gives for the text.
+
+        Raises:
+            InvalidInputError: a sequence is empty, or has an id that the tokenizer does not know.
+            ForkError: called in another process than the one that loaded the model.
+        """
+        self.encoder.check_process()
+        encodings = self.tokenizer.encode_ids(sequences)
+        if not encodings:
+            return np.zeros((0, self.embedding.dimension), np.float32)
+        return (yield from self._vectors(encodings, 0))
+
+    def _vectors(self, encodings: Sequence[Encoded], skipped: int) -> Steps[FloatArray]:
+        """Vectors of at least one text, of whose tokens the first `skipped` are not pooled."""
         extra: dict[str, list[list[int]]] = {}
         if "pooling_mask" in self.encoder.input_names:
-            skipped = self.tokenizer.prompt_length(prefix) if prefix and not self.embedding.include_prompt else 0
             extra["pooling_mask"] = [_pooling_mask(len(encoding), skipped) for encoding in encodings]
         rows = yield Work(encodings, extra)
         return np.stack([row["sentence_embedding"] for row in rows])

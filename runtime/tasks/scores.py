@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from onnxpress.runtime.encoder import FloatArray
 
 
-def scores_of(logits: FloatArray, function: Literal["softmax", "sigmoid", "identity"]) -> FloatArray:
+ScoreFunction = Literal["softmax", "sigmoid", "identity"]
+FUNCTIONS: tuple[ScoreFunction, ...] = get_args(ScoreFunction)
+
+
+def scores_of(logits: FloatArray, function: ScoreFunction) -> FloatArray:
     """Scores of logits [..., labels] by a model's function (see `LabelSettings`), of the same shape."""
     if function == "softmax":
         return softmax(logits)

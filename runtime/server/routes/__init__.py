@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
-from onnxpress.runtime.server.routes import embeddings, health, models
+from onnxpress.runtime.server.routes import answer, classify, embeddings, fill, health, models, rerank, tag
 
-ROUTERS = (embeddings.ROUTER, models.ROUTER, health.ROUTER)
+ROUTERS = (
+    embeddings.ROUTER,
+    rerank.ROUTER,
+    classify.ROUTER,
+    tag.ROUTER,
+    answer.ROUTER,
+    fill.ROUTER,
+    models.ROUTER,
+    health.ROUTER,
+)

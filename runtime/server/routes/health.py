@@ -17,16 +17,22 @@ class Health(BaseModel):
 
     status: Literal["live", "ready", "draining"]
 
+    model_config = {"json_schema_extra": {"examples": [{"status": "ready"}]}}
 
-@ROUTER.get("/live")
+
+@ROUTER.get("/live", summary="The process answers")
 async def live() -> Health:
-    """The process answers."""
+    """Where this is not answered, restart the process."""
     return Health(status="live")
 
 
-@ROUTER.get("/ready", responses={503: {"model": Health}})
+@ROUTER.get(
+    "/ready",
+    responses={503: {"model": Health, "description": "It is about to end."}},
+    summary="The process should get requests",
+)
 async def ready(service: TheService, response: Response) -> Health:
-    """It should get requests: its models are loaded and warm, and it is not about to end (503)."""
+    """Its models are loaded and warm, and it is not about to end (503)."""
     if service.phase == "draining":
         response.status_code = 503
     return Health(status=service.phase)
