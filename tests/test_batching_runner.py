@@ -26,7 +26,7 @@ from tokenizers import models, pre_tokenizers
 
 import onnxpress
 from onnxpress.runtime import pool
-from onnxpress.runtime.call_queue import RUN_TOKENS, choose_batch
+from onnxpress.runtime.batching import RUN_TOKENS, choose_batch
 from onnxpress.runtime.encoder import Encoder, Feeds
 from onnxpress.runtime.errors import (
     ClosedError,

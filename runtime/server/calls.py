@@ -13,6 +13,23 @@ from onnxpress.runtime.server.application import Service
 from onnxpress.runtime.server.registry import ServedModel
 
 
+@dataclasses.dataclass(slots=True)
+class AnswerReport:
+    """What an answer of a model that writes took. Filled in while it is made, so that it says what there was where it
+    is given up."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    """Of the prompt's tokens, those found in the cache."""
+    new_tokens: int = 0
+    finish_reason: str | None = None
+    """None while it is made, and where it is given up."""
+    first_token_seconds: float | None = None
+    """From the request to its first token; None where nobody looked."""
+    between_token_seconds: list[float] = dataclasses.field(default_factory=list)
+    """From each token to the next."""
+
+
 @dataclasses.dataclass
 class Call:
     """Made by a route once it knows the model: `call = Call.of(request, service, served)`."""
@@ -21,6 +38,8 @@ class Call:
     service: Service
     served: ServedModel
     report: CallReport = dataclasses.field(default_factory=CallReport)
+    answer: AnswerReport | None = None
+    """Of a model that writes."""
 
     @classmethod
     def of(cls, request: Request, service: Service, served: ServedModel) -> Call:

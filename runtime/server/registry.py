@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from onnxpress.runtime.call_report import BatchReport
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.model import load
@@ -14,6 +15,8 @@ from onnxpress.runtime.runner import BatchingRunner
 from onnxpress.runtime.server.errors import RequestError
 from onnxpress.runtime.server.settings import Limits, ServedBundle
 from onnxpress.runtime.settings import settings_of
+
+OnBatch = Callable[[str], Callable[[BatchReport], None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +45,25 @@ class Models:
         self._by_name = {model.name: model for model in models}
 
     @classmethod
-    def load(cls, bundles: Iterable[ServedBundle], limits: Limits, threads: int | None = None) -> Models:
+    def load(
+        cls,
+        bundles: Iterable[ServedBundle],
+        limits: Limits,
+        threads: int | None = None,
+        on_batch: OnBatch | None = None,
+    ) -> Models:
         """Load all and run each once.
 
         Args:
             bundles: with different names.
             limits: for their runners.
             threads: of those that do not say a number; None for what `load` chooses.
+            on_batch: gives, for the name of a model, what hears of its batches.
 
         Raises:
             OnnxpressError: as of `onnxpress.load`; the text begins with the name.
         """
-        return cls(_open(bundle, limits, threads) for bundle in bundles)
+        return cls(_open(bundle, limits, threads, on_batch) for bundle in bundles)
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._by_name.values())
@@ -103,12 +113,18 @@ class Models:
             served.model.close()
 
 
-def _open(bundle: ServedBundle, limits: Limits, threads: int | None) -> ServedModel:
+def _open(bundle: ServedBundle, limits: Limits, threads: int | None, on_batch: OnBatch | None) -> ServedModel:
     settings = None if bundle.settings is None else settings_of(bundle.settings)
     model = load(
         bundle.path, bundle.variant, list(bundle.providers) or None, bundle.threads or threads, settings=settings
     )
-    runner = BatchingRunner(model, most_waiting=limits.waiting, seconds=limits.seconds, most_tokens=limits.tokens)
+    runner = BatchingRunner(
+        model,
+        most_waiting=limits.waiting,
+        seconds=limits.seconds,
+        most_tokens=limits.tokens,
+        on_batch=None if on_batch is None else on_batch(bundle.called),
+    )
     served = ServedModel(bundle.called, model.bundle.manifest.task, model, runner, int(time.time()))
     warm_up(served)
     return served
