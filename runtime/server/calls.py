@@ -13,21 +13,21 @@ from onnxpress.runtime.server.application import Service
 from onnxpress.runtime.server.registry import ServedModel
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(frozen=True)
 class AnswerReport:
-    """What an answer of a model that writes took. Filled in while it is made, so that it says what there was where it
-    is given up."""
+    """What a request for text got, over all its answers: figures, never texts."""
 
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    """Of the prompt's tokens, those found in the cache."""
-    new_tokens: int = 0
-    finish_reason: str | None = None
-    """None while it is made, and where it is given up."""
-    first_token_seconds: float | None = None
-    """From the request to its first token; None where nobody looked."""
-    between_token_seconds: list[float] = dataclasses.field(default_factory=list)
-    """From each token to the next."""
+    prompt_tokens: int
+    """Each prompt once, however many answers it has."""
+    reused_tokens: int
+    """Of those, the ones that were in the cache already."""
+    new_tokens: int
+    finish_reason: str
+    """Of the first answer: `stop`, `length`, `timeout`; `cancelled` where nobody waited for the end, `failed`."""
+    first_token_seconds: float | None
+    """From the beginning of the call until the first token was chosen; None where none was."""
+    between_token_seconds: list[float]
+    """Between each two tokens of an answer that follow each other."""
 
 
 @dataclasses.dataclass
@@ -39,7 +39,7 @@ class Call:
     served: ServedModel
     report: CallReport = dataclasses.field(default_factory=CallReport)
     answer: AnswerReport | None = None
-    """Of a model that writes."""
+    """Of a call for text, once it has ended."""
 
     @classmethod
     def of(cls, request: Request, service: Service, served: ServedModel) -> Call:

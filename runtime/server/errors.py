@@ -101,31 +101,37 @@ def error_response(error: RequestError) -> JSONResponse:
     return JSONResponse(error_body(error), error.status, headers)
 
 
+def answer_error(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a request that failed; whoever watches the request finds it as `request.state.error`. What is no
+    fault of the client's is logged with its traceback."""
+    told = request_error(error)
+    if told.code == "internal":
+        _LOG.error("a request failed", exc_info=error)
+    request.state.error = told
+    return error_response(told)
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Whatever happens in a route becomes such an answer."""
 
-    async def known(request: Request, error: Exception) -> JSONResponse:
-        return error_response(request_error(error))
-
-    async def unknown(request: Request, error: Exception) -> JSONResponse:
-        _LOG.error("a request failed", exc_info=error)
-        return error_response(request_error(error))
+    async def any_error(request: Request, error: Exception) -> JSONResponse:
+        return answer_error(request, error)
 
     async def unusable(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(_of_validation(error))
+        return answer_error(request, _of_validation(error))
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         code = "not_found" if error.status_code == 404 else None
-        response = error_response(RequestError(error.status_code, str(error.detail), code=code))
+        response = answer_error(request, RequestError(error.status_code, str(error.detail), code=code))
         response.headers.update(error.headers or {})
         return response
 
-    app.add_exception_handler(OnnxpressError, known)
+    app.add_exception_handler(OnnxpressError, any_error)
     app.add_exception_handler(RequestValidationError, unusable)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unknown)
+    app.add_exception_handler(Exception, any_error)
 
 
 def _of_validation(error: RequestValidationError) -> RequestError:

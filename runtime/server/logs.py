@@ -86,7 +86,7 @@ class JsonLines(logging.Formatter):
 
 
 def exception_text(error: BaseException, *, quoting: bool = False) -> str:
-    """The traceback of an exception and of those that led to it, the first one first.
+    """The traceback of an exception, after those that led to it and those it groups.
 
     Args:
         error: that was caught.
@@ -100,6 +100,8 @@ def exception_text(error: BaseException, *, quoting: bool = False) -> str:
         said = str(cause) if quoting or _quotes_nothing(cause) else _LEFT_OUT
         frames = "".join(traceback.format_tb(cause.__traceback__))
         parts.append(f"{frames}{type(cause).__module__}.{type(cause).__qualname__}: {said}".rstrip(": "))
+        if isinstance(cause, BaseExceptionGroup):
+            parts += [exception_text(part, quoting=quoting) for part in cause.exceptions]
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return "\nwhich led to:\n".join(reversed(parts))
 

@@ -8,15 +8,15 @@ import re
 import secrets
 import time
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onnxpress.runtime.server.application import Service
-from onnxpress.runtime.server.errors import error_response, request_error
+from onnxpress.runtime.server.errors import answer_error
 from onnxpress.runtime.server.logs import REQUEST_ID
 from onnxpress.runtime.server.request_record import CLIENT_GONE, RequestRecord
 
 _ACCESS = logging.getLogger("onnxpress.access")
-_LOG = logging.getLogger("onnxpress.server")
 
 HEADER = b"x-request-id"
 _PLAIN = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -60,10 +60,8 @@ class RequestLog:
         except Exception as error:
             if exchange.status is not None:
                 raise  # too late for another answer: the server logs it and cuts the connection
-            _LOG.error("a request failed", exc_info=error)
-            told = request_error(error)
-            exchange.scope["state"]["error"] = told
-            await error_response(told)(exchange.scope, exchange.receive, exchange.send)
+            response = answer_error(Request(exchange.scope), error)
+            await response(exchange.scope, exchange.receive, exchange.send)
 
 
 class _Exchange:
@@ -100,9 +98,10 @@ class _Exchange:
         state = self.scope["state"]
         method = self.scope["method"]
         status = self.status
-        if status is None:  # cancelled: its client has left, or the server ends
-            status = CLIENT_GONE if self._disconnected else 500
-        error = getattr(state.get("error"), "code", None)
+        if status is None:  # cancelled: its client has left, or the server ends and gives it up
+            status = CLIENT_GONE if self._disconnected else 503
+        told = state.get("error")
+        error = None if told is None else told.code
         if error is None and status >= 400 and status != CLIENT_GONE:
             error = f"http_{status}"
         return RequestRecord.of(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnxpress
-from onnxpress.runtime.generation.engine import EngineState
+from onnxpress.runtime.generation.engine import Engine, EngineState
 from onnxpress.runtime.generation.scheduler import Counts
 from onnxpress.runtime.machine import peak_memory_bytes
 from onnxpress.runtime.server.application import Service
@@ -69,7 +69,7 @@ def _look(served: ServedModel, metrics: Metrics, most_waiting: int) -> Callable[
         name, served.task, served.model.variant.name, served.model.providers[0], onnxpress.__version__
     ).set(1)
     waiting, running = metrics.waiting.labels(name), metrics.running.labels(name)
-    generator = _look_at_engine(name, metrics) if writes else None
+    generator = _look_at_engine(name, served.generator.engine, metrics) if writes else None
 
     def look() -> None:
         state = served.runner.state
@@ -82,7 +82,7 @@ def _look(served: ServedModel, metrics: Metrics, most_waiting: int) -> Callable[
     return look
 
 
-def _look_at_engine(name: str, metrics: Metrics) -> Callable[[EngineState], None]:
+def _look_at_engine(name: str, engine: Engine, metrics: Metrics) -> Callable[[EngineState], None]:
     rows = {state: metrics.cache_rows.labels(name, state) for state in ("taken", "kept", "free")}
     size = metrics.cache_bytes.labels(name)
     counters = {
@@ -91,7 +91,7 @@ def _look_at_engine(name: str, metrics: Metrics) -> Callable[[EngineState], None
         "accepted_tokens": metrics.drafted_tokens.labels(name, "accepted"),
         "rejected_tokens": metrics.drafted_tokens.labels(name, "rejected"),
     }
-    last = dict.fromkeys(counters, 0)
+    last = _counts(engine.state.counts)  # what was before, such as warming up, is no request's
 
     def look(state: EngineState) -> None:
         rows["taken"].set(state.taken_rows)
