@@ -16,6 +16,8 @@ from onnxpress.runtime.processes import HomeProcess
 R = TypeVar("R")
 
 TOKENS_PER_BATCH = 512
+RUN_TOKENS = 20
+"""What a run costs beside its tokens, in tokens: so much padding is worth avoiding with one more run."""
 _LEAST_TOKENS = 64  # below this a batch is mostly the fixed cost of a run
 
 
@@ -46,6 +48,33 @@ def tokens_per_batch(lengths: Sequence[int], workers: int, most: int = TOKENS_PE
     total = sum(lengths)
     rounds = -(-total // (most * workers))
     return max(_LEAST_TOKENS, -(-total // max(1, rounds * workers)))
+
+
+def choose_batch(lengths: Sequence[int], tokens: int) -> list[int]:
+    """Indices of the sequences to run together with the first one.
+
+    All are cut into batches by their lengths, longest first: one ends where `tokens` are full, padding included, or
+    where padding what comes next would cost more than a run of its own. The batch with the first sequence is returned.
+
+    Args:
+        lengths: in tokens, at least one.
+        tokens: of a batch at most.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    batch: list[int] = []
+    longest = 1
+    for place, index in enumerate(order):
+        length = lengths[index]
+        if batch:
+            room = min(tokens // longest - len(batch), len(order) - place)
+            if room < 1 or (longest - length) * room > RUN_TOKENS:
+                if 0 in batch:
+                    return batch
+                batch = []
+        if not batch:
+            longest = max(1, length)
+        batch.append(index)
+    return batch
 
 
 class SideBySide:

@@ -12,65 +12,16 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 
-from onnxpress.runtime.batching import tokens_per_batch
+from onnxpress.runtime.batching import choose_batch, tokens_per_batch
 from onnxpress.runtime.call_report import BatchReport
 from onnxpress.runtime.encoder import Encoder
-from onnxpress.runtime.errors import ClosedError, DeadlineExceededError, InvalidInputError, QueueFullError
+from onnxpress.runtime.errors import ClosedError, InvalidInputError, QueueFullError
 from onnxpress.runtime.pool import Lease
 from onnxpress.runtime.queue_counts import Counter, QueueCounts
-from onnxpress.runtime.tasks.steps import Row, Work
+from onnxpress.runtime.queued_calls import Batch, Call, Item, late_error, outputs_of, wake_all
+from onnxpress.runtime.tasks.steps import Row
 
-RUN_TOKENS = 20
-"""What a run costs beside its tokens, in tokens: so much padding is worth avoiding with one more run."""
 _LOOK_AHEAD = 512  # sequences that are considered for a batch
-
-
-class Call:
-    """The sequences of one call, and the promise of the graph's outputs for them."""
-
-    __slots__ = ("begun", "deadline", "ended", "error", "items", "left", "rows", "since", "wake", "work")
-
-    def __init__(self, work: Work, deadline: float | None, wake: Callable[[list[Call]], None]) -> None:
-        """
-        Args:
-            work: at least one sequence.
-            deadline: in seconds of `time.monotonic()`; a call that still waits by then is not run.
-            wake: is given calls with the same `wake` that are done at the same time; called in any thread.
-        """
-        self.work = work
-        self.deadline = deadline
-        self.wake = wake
-        self.since = time.monotonic()
-        self.begun = 0.0
-        """When the first of its sequences began to run; 0 before."""
-        self.ended = 0.0
-        self.items = [_Item(self, index, len(encoding)) for index, encoding in enumerate(work.encodings)]
-        self.left = len(self.items)
-        """Sequences without outputs; 0 when it is done, or given up."""
-        self.rows: list[Row] = [{}] * self.left
-        self.error: BaseException | None = None
-
-
-class _Item:
-    """A sequence of a call."""
-
-    __slots__ = ("call", "index", "length")
-
-    def __init__(self, call: Call, index: int, length: int) -> None:
-        self.call = call
-        self.index = index
-        self.length = length
-
-
-class _Batch:
-    """Sequences that go through the graph together."""
-
-    __slots__ = ("alone", "items", "slots")
-
-    def __init__(self, items: list[_Item], slots: int, alone: bool) -> None:
-        self.items = items
-        self.slots = slots
-        self.alone = alone
 
 
 class CallQueue:
@@ -104,7 +55,7 @@ class CallQueue:
         self._slots = encoder.graph.workers
         self._free = self._slots  # runs that may begin
         self._lease = Lease(self._slots)
-        self._items: dict[_Item, None] = {}  # that wait, oldest first
+        self._items: dict[Item, None] = {}  # that wait, oldest first
         self._crowded = False  # another call was there when the last one came
         self._closing = False
         self._lock = threading.Lock()
@@ -208,7 +159,7 @@ class CallQueue:
                 self._drop(call)
                 call.error = ClosedError("the runner was closed while the call waited")
             self._changed.notify_all()  # workers that wait for more to come
-        _wake(calls)
+        wake_all(calls)
         with self._changed:
             done = self._changed.wait_for(lambda: self._free == self._slots and not self._items, timeout)
         if done:
@@ -217,14 +168,14 @@ class CallQueue:
 
     # Whoever calls these holds the lock.
 
-    def _is_one_batch(self, items: Sequence[_Item]) -> bool:
+    def _is_one_batch(self, items: Sequence[Item]) -> bool:
         return len(items) == 1 or len(self._encoder.graph.plan([item.length for item in items])) == 1
 
-    def _take_slots(self, items: list[_Item]) -> _Batch:
+    def _take_slots(self, items: list[Item]) -> Batch:
         """A batch may have all threads if nothing else needs them."""
         slots = self._slots if self._free == self._slots and not self._crowded and not self._items else 1
         self._free -= slots
-        return _Batch(items, slots, alone=slots == self._slots)
+        return Batch(items, slots, alone=slots == self._slots)
 
     def _start_workers(self) -> int:
         """As many as may have something to do."""
@@ -254,7 +205,7 @@ class CallQueue:
             return 0.0
         return next(iter(self._items)).call.since + self._max_wait - time.monotonic()
 
-    def _choose(self) -> list[_Item]:
+    def _choose(self) -> list[Item]:
         """The sequences to run next, taken off the queue."""
         seen = list(islice(self._items, _LOOK_AHEAD))
         lengths = [item.length for item in seen]
@@ -283,7 +234,7 @@ class CallQueue:
                 self._submit(starting)
                 return
 
-    def _next(self, slots: int) -> _Batch | None:
+    def _next(self, slots: int) -> Batch | None:
         """The next batch for a worker that has so many slots; None, and it has none, where nothing waits."""
         late: list[Call] = []
         with self._changed:
@@ -307,11 +258,11 @@ class CallQueue:
             if batch is None:
                 self._give_back(1)
             starting = self._start_workers()
-        _wake(late)
+        wake_all(late)
         self._submit(starting)
         return batch
 
-    def _run_here(self, batch: _Batch) -> None:
+    def _run_here(self, batch: Batch) -> None:
         """In the thread of the call."""
         try:
             results = self._outputs(batch)
@@ -328,16 +279,13 @@ class CallQueue:
             starting = self._start_workers()
         self._submit(starting)
 
-    def _outputs(self, batch: _Batch) -> list[Row | Exception]:
-        """What each sequence of a batch became. Where the batch fails, the calls in it are run one by one."""
+    def _outputs(self, batch: Batch) -> list[Row | Exception]:
+        """What each sequence of a batch became, counted and reported."""
         begun = time.monotonic()
         for item in batch.items:
             item.call.begun = item.call.begun or begun
         try:
-            return [*self._run(batch.items, batch.alone)]
-        # onnxruntime's exception classes have no common base but Exception, and each belongs to a caller.
-        except Exception as error:  # noqa: BLE001
-            return self._one_by_one(batch, error)
+            return outputs_of(batch, self._encoder)
         finally:
             with self._lock:
                 report = self._counter.add_batch(
@@ -346,27 +294,7 @@ class CallQueue:
             if self._on_batch is not None:
                 self._on_batch(report)
 
-    def _one_by_one(self, batch: _Batch, error: Exception) -> list[Row | Exception]:
-        calls = list(dict.fromkeys(item.call for item in batch.items))
-        if len(calls) == 1:
-            return [error] * len(batch.items)
-        results: dict[_Item, Row | Exception] = {}
-        for call in calls:
-            items = [item for item in batch.items if item.call is call]
-            try:
-                results.update(zip(items, self._run(items, batch.alone), strict=True))
-            # As above.
-            except Exception as own:  # noqa: BLE001
-                results.update(dict.fromkeys(items, own))
-        return [results[item] for item in batch.items]
-
-    def _run(self, items: Sequence[_Item], alone: bool) -> list[Row]:
-        names = items[0].call.work.extra or ()
-        extra = {name: [(item.call.work.extra or {})[name][item.index] for item in items] for name in names}
-        encodings = [item.call.work.encodings[item.index] for item in items]
-        return self._encoder.run_batch(encodings, extra, alone=alone)
-
-    def _finish(self, batch: _Batch, results: Sequence[Row | Exception]) -> None:
+    def _finish(self, batch: Batch, results: Sequence[Row | Exception]) -> None:
         """Hand out what a batch became, and wake those whose calls are done."""
         done = []
         with self._lock:
@@ -384,45 +312,4 @@ class CallQueue:
                 if not call.left:
                     call.ended = time.monotonic()
                     done.append(call)
-        _wake(done)
-
-
-def choose_batch(lengths: Sequence[int], tokens: int) -> list[int]:
-    """Indices of the sequences to run together with the first one.
-
-    All are cut into batches by their lengths, longest first: one ends where `tokens` are full, padding included, or
-    where padding what comes next would cost more than a run of its own. The batch with the first sequence is returned.
-
-    Args:
-        lengths: in tokens, at least one.
-        tokens: of a batch at most.
-    """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    batch: list[int] = []
-    longest = 1
-    for place, index in enumerate(order):
-        length = lengths[index]
-        if batch:
-            room = min(tokens // longest - len(batch), len(order) - place)
-            if room < 1 or (longest - length) * room > RUN_TOKENS:
-                if 0 in batch:
-                    return batch
-                batch = []
-        if not batch:
-            longest = max(1, length)
-        batch.append(index)
-    return batch
-
-
-def late_error() -> DeadlineExceededError:
-    """What a call gets whose time has passed."""
-    return DeadlineExceededError("no answer within the time allowed; allow more, send less at once, or try again later")
-
-
-def _wake(calls: Sequence[Call]) -> None:
-    """Tell those who wait, each kind at once."""
-    by_wake: dict[Callable[[list[Call]], None], list[Call]] = {}
-    for call in calls:
-        by_wake.setdefault(call.wake, []).append(call)
-    for wake, ready in by_wake.items():
-        wake(ready)
+        wake_all(done)

@@ -9,6 +9,8 @@ import dataclasses
 class CallReport:
     """Of one call; filled in while it goes on, complete when it returns. See `BatchingRunner.within`."""
 
+    started: float = 0.0
+    """When the first call that it is given to began, in seconds of `time.monotonic()`; 0 before."""
     sequences: int = 0
     """Texts, pairs, or windows of long texts."""
     tokens: int = 0

@@ -13,11 +13,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from onnxpress.runtime.call_queue import Call, CallQueue, late_error
+from onnxpress.runtime.call_queue import CallQueue
 from onnxpress.runtime.call_report import CallReport
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.generation.limits import AsyncGeneratorMethods, GeneratorCalls, GeneratorMethods
+from onnxpress.runtime.queued_calls import Call, late_error
 from onnxpress.runtime.tasks.answering import Reader
 from onnxpress.runtime.tasks.base import TaskModel
 from onnxpress.runtime.tasks.classification import Classifier
@@ -74,6 +75,7 @@ class _Face:
         """Texts have become work, or the result already."""
         tokens = 0 if work is None else sum(map(len, work.encodings))
         if self._report is not None:
+            self._report.started = self._report.started or started
             self._report.sequences += 0 if work is None else len(work.encodings)
             self._report.tokens += tokens
             self._report.tokenize_seconds += time.monotonic() - started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator
@@ -12,8 +13,10 @@ from fastapi import Depends, FastAPI, Request
 import onnxpress
 from onnxpress.runtime.server.document import add_document
 from onnxpress.runtime.server.errors import ErrorBody, add_error_handlers
+from onnxpress.runtime.server.metrics import Metrics
 from onnxpress.runtime.server.registry import Models
 from onnxpress.runtime.server.settings import ServerSettings
+from onnxpress.runtime.server.traces import Traces
 
 
 @dataclasses.dataclass
@@ -22,8 +25,10 @@ class Service:
 
     settings: ServerSettings
     models: Models
+    metrics: Metrics
     phase: Literal["ready", "draining"] = "ready"
     """draining: it is told to end, finishes what it has, and should get no more."""
+    traces: Traces | None = None
 
 
 def service_of(request: Request) -> Service:
@@ -43,17 +48,28 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
         models: that are loaded already; None to load those of the settings, now. They are closed with the application.
 
     Raises:
-        OnnxpressError: a bundle cannot be loaded.
+        OnnxpressError: a bundle cannot be loaded, or traces cannot be sent.
     """
     # Imported here: the routes need what is defined above.
+    from onnxpress.runtime.server.middleware import add_middleware
     from onnxpress.runtime.server.routes import ROUTERS
+    from onnxpress.runtime.server.watching import Watch
 
-    loaded = models or Models.load(settings.bundles, settings.limits)
+    metrics = Metrics()
+    traces = None if settings.traces is None else Traces.open(settings.traces)
+    loaded = models or Models.load(settings.bundles, settings.limits, on_batch=metrics.on_batch)
+    service = Service(settings, loaded, metrics, traces=traces)
+    watch = Watch(service)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(watch.keep())
         yield
+        watching.cancel()
         loaded.close(timeout=settings.drain_seconds)
+        watch.refresh()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
     app = FastAPI(
         title="onnxpress",
@@ -63,7 +79,8 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
         redoc_url=None,
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
-    app.state.service = Service(settings, loaded)
+    app.state.service, app.state.watch = service, watch
+    add_middleware(app)
     add_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)

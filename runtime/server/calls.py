@@ -13,6 +13,23 @@ from onnxpress.runtime.server.application import Service
 from onnxpress.runtime.server.registry import ServedModel
 
 
+@dataclasses.dataclass(frozen=True)
+class AnswerReport:
+    """What a request for text got, over all its answers: figures, never texts."""
+
+    prompt_tokens: int
+    """Each prompt once, however many answers it has."""
+    reused_tokens: int
+    """Of those, the ones that were in the cache already."""
+    new_tokens: int
+    finish_reason: str
+    """Of the first answer: `stop`, `length`, `timeout`; `cancelled` where nobody waited for the end, `failed`."""
+    first_token_seconds: float | None
+    """From the beginning of the call until the first token was chosen; None where none was."""
+    between_token_seconds: list[float]
+    """Between each two tokens of an answer that follow each other."""
+
+
 @dataclasses.dataclass
 class Call:
     """Made by a route once it knows the model: `call = Call.of(request, service, served)`."""
@@ -21,6 +38,8 @@ class Call:
     service: Service
     served: ServedModel
     report: CallReport = dataclasses.field(default_factory=CallReport)
+    answer: AnswerReport | None = None
+    """Of a call for text, once it has ended."""
 
     @classmethod
     def of(cls, request: Request, service: Service, served: ServedModel) -> Call:

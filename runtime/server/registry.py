@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from onnxpress.runtime.bundle import open_bundle
+from onnxpress.runtime.call_report import BatchReport
 from onnxpress.runtime.errors import InvalidInputError, OnnxpressError
 from onnxpress.runtime.generation.engine import EngineState
 from onnxpress.runtime.generation.generator import Generator
@@ -17,6 +18,8 @@ from onnxpress.runtime.runner import BatchingRunner
 from onnxpress.runtime.server.errors import RequestError
 from onnxpress.runtime.server.settings import Limits, ServedBundle
 from onnxpress.runtime.settings import settings_of
+
+OnBatch = Callable[[str], Callable[[BatchReport], None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,13 @@ class Models:
         self._by_name = {model.name: model for model in models}
 
     @classmethod
-    def load(cls, bundles: Iterable[ServedBundle], limits: Limits, threads: int | None = None) -> Models:
+    def load(
+        cls,
+        bundles: Iterable[ServedBundle],
+        limits: Limits,
+        threads: int | None = None,
+        on_batch: OnBatch | None = None,
+    ) -> Models:
         """Load all in their order and run each once. Their manifests are read first, so that a wrong path or variant is
         found before large models are loaded. All share the threads of the process.
 
@@ -64,6 +73,7 @@ class Models:
             bundles: with different names.
             limits: for their runners.
             threads: of those that do not say a number; None for what `load` chooses.
+            on_batch: gives, for the name of a model, what hears of its batches.
 
         Raises:
             OnnxpressError: as of `onnxpress.load`; the text begins with the name. What was loaded is closed.
@@ -76,7 +86,7 @@ class Models:
         try:
             for bundle in wanted:
                 with _naming(bundle):
-                    loaded.append(_open(bundle, limits, threads))
+                    loaded.append(_open(bundle, limits, threads, on_batch))
         except BaseException:
             cls(loaded).close(timeout=0)
             raise
@@ -135,13 +145,19 @@ class Models:
             served.model.close()
 
 
-def _open(bundle: ServedBundle, limits: Limits, threads: int | None) -> ServedModel:
+def _open(bundle: ServedBundle, limits: Limits, threads: int | None, on_batch: OnBatch | None) -> ServedModel:
     settings = None if bundle.settings is None else settings_of(bundle.settings)
     model = load(
         bundle.path, bundle.variant, list(bundle.providers) or None, bundle.threads or threads, settings=settings
     )
     try:
-        runner = BatchingRunner(model, most_waiting=limits.waiting, seconds=limits.seconds, most_tokens=limits.tokens)
+        runner = BatchingRunner(
+            model,
+            most_waiting=limits.waiting,
+            seconds=limits.seconds,
+            most_tokens=limits.tokens,
+            on_batch=None if on_batch is None else on_batch(bundle.called),
+        )
         served = ServedModel(bundle.called, model.bundle.manifest.task, model, runner, int(time.time()))
         warm_up(served)
     except BaseException:

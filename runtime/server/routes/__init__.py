@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxpress.runtime.server.routes import answer, classify, embeddings, fill, health, models, rerank, tag
+from onnxpress.runtime.server.routes import answer, classify, embeddings, fill, health, metrics, models, rerank, tag
 
 ROUTERS = (
     embeddings.ROUTER,
@@ -13,4 +13,5 @@ ROUTERS = (
     fill.ROUTER,
     models.ROUTER,
     health.ROUTER,
+    metrics.ROUTER,
 )
