@@ -23,6 +23,8 @@ class Service:
     models: Models
     phase: Literal["ready", "draining"] = "ready"
     """draining: it is told to end, finishes what it has, and should get no more."""
+    streams: int = 0
+    """Answers that are being streamed."""
 
 
 def service_of(request: Request) -> Service:
