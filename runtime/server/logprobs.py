@@ -18,6 +18,8 @@ from onnxpress.runtime.generation.streaming import TokenText
 
 _LEAST = -9999.0  # what the OpenAI API has for a token that is as good as impossible; JSON has no infinity
 
+_CONTINUING = {b"", *(bytes([byte]) for byte in range(0x80, 0xC0))}  # how a token that goes on with a character begins
+
 
 class TopLogprob(BaseModel):
     """A token that might have been chosen."""
@@ -76,10 +78,16 @@ class PlacedLogprobs:
 
     def add(self, logprob: TokenLogprob) -> None:
         """A token was chosen."""
-        start = self._characters
-        self._characters += len(self._decoder.decode(self._text_of(logprob.token_id).raw or b""))
-        partial = bool(self._decoder.getstate()[0])
-        self._held.append(PlacedLogprob(logprob, start, self._characters + partial))
+        raw = self._text_of(logprob.token_id).raw or b""
+        # What cannot go on with a character that is incomplete begins behind it.
+        start = self._characters + (self._partial and raw[:1] not in _CONTINUING)
+        self._characters += len(self._decoder.decode(raw))
+        self._held.append(PlacedLogprob(logprob, start, self._characters + self._partial))
+
+    @property
+    def _partial(self) -> bool:
+        """Whether the last character is incomplete."""
+        return bool(self._decoder.getstate()[0])
 
     def take(self, shown: int) -> list[PlacedLogprob]:
         """Those that lie within the first `shown` characters of the text, which have left."""

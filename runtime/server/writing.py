@@ -6,6 +6,7 @@ What the fields mean, and which are refused: docs/openai.md.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -196,7 +197,7 @@ def new_id(prefix: str) -> str:
 
 
 def _structured(asked: StructuredOutputs) -> Grammar:
-    makers = (
+    makers: tuple[tuple[Any, Callable[[Any], Grammar]], ...] = (
         (asked.json_, constraints.json_schema),
         (asked.json_object or None, lambda _: constraints.json_object()),
         (asked.regex, constraints.regex),
@@ -211,5 +212,4 @@ def _structured(asked: StructuredOutputs) -> Grammar:
             param="structured_outputs",
         )
     value, make = given[0]
-    grammar: Grammar = make(value)  # type: ignore[operator]
-    return grammar
+    return make(value)
