@@ -29,6 +29,8 @@ class Service:
     phase: Literal["ready", "draining"] = "ready"
     """draining: it is told to end, finishes what it has, and should get no more."""
     traces: Traces | None = None
+    streams: int = 0
+    """Answers that are being streamed."""
 
 
 def service_of(request: Request) -> Service:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import time
 from collections.abc import Sequence
+from typing import Self
 
 from fastapi import Request
 
 from onnxpress.runtime.call_report import CallReport
 from onnxpress.runtime.faces import Asynchronous
+from onnxpress.runtime.generation.requests import Request as GenerationRequest
 from onnxpress.runtime.server.application import Service
 from onnxpress.runtime.server.registry import ServedModel
 
@@ -29,6 +33,53 @@ class AnswerReport:
     between_token_seconds: list[float]
     """Between each two tokens of an answer that follow each other."""
 
+    @classmethod
+    def of(cls, requests: Sequence[GenerationRequest], began: float, each: int = 1) -> Self:
+        """
+        Args:
+            requests: of one call, at least one; they may have ended or not.
+            began: the call, in seconds of `time.monotonic()`.
+            each: answers to each prompt; those to one prompt follow each other.
+        """
+        firsts = [request.token_times[0] for request in requests if request.token_times]
+        prompts = requests[::each]
+        return cls(
+            prompt_tokens=sum(len(request.prompt) for request in prompts),
+            reused_tokens=sum(request.reused_tokens for request in prompts),
+            new_tokens=sum(len(request.token_ids) for request in requests),
+            finish_reason=_reason(requests[0]),
+            first_token_seconds=min(firsts) - began if firsts else None,
+            between_token_seconds=[
+                later - time for request in requests for time, later in itertools.pairwise(tuple(request.token_times))
+            ],
+        )
+
+
+def _reason(request: GenerationRequest) -> str:
+    if not request.done:
+        return "cancelled"
+    try:
+        return request.result(0).finish_reason
+    # Whatever made it fail is told to the client elsewhere.
+    except Exception:  # noqa: BLE001
+        return "failed"
+
+
+class OutputWatch:
+    """Between the text of one streamed answer and the client."""
+
+    async def feed(self, text: str) -> str:
+        """Take text that was written, and give text that may leave now: not always the same.
+
+        Raises:
+            BlockedError: a guard stops it.
+        """
+        return text
+
+    async def finish(self) -> str:
+        """The rest, where nothing more comes. Errors as of `feed`."""
+        return ""
+
 
 @dataclasses.dataclass
 class Call:
@@ -38,6 +89,7 @@ class Call:
     service: Service
     served: ServedModel
     report: CallReport = dataclasses.field(default_factory=CallReport)
+    began: float = dataclasses.field(default_factory=time.monotonic)
     answer: AnswerReport | None = None
     """Of a call for text, once it has ended."""
 
@@ -66,3 +118,7 @@ class Call:
         Raises:
             BlockedError: one of them stops it.
         """
+
+    def watch_output(self) -> OutputWatch:
+        """The same for one answer that is streamed."""
+        return OutputWatch()

@@ -19,6 +19,7 @@ from onnxpress.runtime.errors import (
     InvalidInputError,
     OnnxpressError,
     QueueFullError,
+    UnsupportedModelError,
 )
 
 _LOG = logging.getLogger("onnxpress.server")
@@ -74,6 +75,7 @@ _KINDS: tuple[tuple[type[Exception], _Kind], ...] = (
     (DeadlineExceededError, _Kind(504, "timeout_error", "timeout")),
     (ClosedError, _Kind(503, "server_error", "shutting_down", retry=True)),
     (InvalidInputError, _Kind(400, "invalid_request_error", "invalid_input")),
+    (UnsupportedModelError, _Kind(400, "invalid_request_error", "unsupported")),
 )
 _INTERNAL = "the server failed at this request; its log says why, under the request's id"
 

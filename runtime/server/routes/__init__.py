@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from onnxpress.runtime.server.routes import answer, classify, embeddings, fill, health, metrics, models, rerank, tag
+from onnxpress.runtime.server.routes import (
+    answer,
+    chat,
+    classify,
+    completions,
+    embeddings,
+    fill,
+    health,
+    metrics,
+    models,
+    rerank,
+    tag,
+)
 
 ROUTERS = (
+    chat.ROUTER,
+    completions.ROUTER,
     embeddings.ROUTER,
     rerank.ROUTER,
     classify.ROUTER,
