@@ -114,6 +114,7 @@ class Blocking(_Face, GeneratorMethods):
 
     embed = _blocking(Embedder.embed)
     classify = _blocking(Classifier.classify)
+    highest_scores = _blocking(Classifier.highest_scores)
     zero_shot = _blocking(Classifier.zero_shot)
     rank = _blocking(Reranker.rank)
     score = _blocking(Reranker.score)
@@ -165,6 +166,7 @@ class Asynchronous(_Face, AsyncGeneratorMethods):
 
     embed = _asynchronous(Embedder.embed)
     classify = _asynchronous(Classifier.classify)
+    highest_scores = _asynchronous(Classifier.highest_scores)
     zero_shot = _asynchronous(Classifier.zero_shot)
     rank = _asynchronous(Reranker.rank)
     score = _asynchronous(Reranker.score)

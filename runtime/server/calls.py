@@ -9,6 +9,7 @@ from fastapi import Request
 
 from onnxpress.runtime.call_report import CallReport
 from onnxpress.runtime.faces import Asynchronous
+from onnxpress.runtime.guards.watching import OutputWatch
 from onnxpress.runtime.server.application import Service
 from onnxpress.runtime.server.registry import ServedModel
 
@@ -39,11 +40,14 @@ class Call:
 
         Raises:
             BlockedError: one of them stops it.
+            GuardError: one of them could not tell.
         """
+        await self.service.guards.check_async(texts, "input", self.served.name)
 
     async def check_output(self, texts: Sequence[str]) -> None:
-        """Let the guards look at text that the model wrote, before it leaves.
+        """Let the guards look at text that the model wrote, before it leaves. Errors as of `check_input`."""
+        await self.service.guards.check_async(texts, "output", self.served.name)
 
-        Raises:
-            BlockedError: one of them stops it.
-        """
+    def watch_output(self) -> OutputWatch:
+        """For an answer that leaves while it is written; of several answers, one for each."""
+        return self.service.guards.watch(self.served.name)
