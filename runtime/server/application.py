@@ -11,8 +11,10 @@ from typing import Annotated, Literal
 from fastapi import Depends, FastAPI, Request
 
 import onnxpress
+from onnxpress.runtime.guards.guards import Guards
 from onnxpress.runtime.server.document import add_document
 from onnxpress.runtime.server.errors import ErrorBody, add_error_handlers
+from onnxpress.runtime.server.guarding import load_guards
 from onnxpress.runtime.server.metrics import Metrics
 from onnxpress.runtime.server.registry import Models
 from onnxpress.runtime.server.settings import ServerSettings
@@ -26,6 +28,7 @@ class Service:
     settings: ServerSettings
     models: Models
     metrics: Metrics
+    guards: Guards
     phase: Literal["ready", "draining"] = "ready"
     """draining: it is told to end, finishes what it has, and should get no more."""
     traces: Traces | None = None
@@ -50,7 +53,7 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
         models: that are loaded already; None to load those of the settings, now. They are closed with the application.
 
     Raises:
-        OnnxpressError: a bundle cannot be loaded, or traces cannot be sent.
+        OnnxpressError: a bundle or a guard cannot be loaded, or traces cannot be sent.
     """
     # Imported here: the routes need what is defined above.
     from onnxpress.runtime.server.middleware import add_middleware
@@ -60,7 +63,8 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
     metrics = Metrics()
     traces = None if settings.traces is None else Traces.open(settings.traces)
     loaded = models or Models.load(settings.bundles, settings.limits, on_batch=metrics.on_batch)
-    service = Service(settings, loaded, metrics, traces=traces)
+    guards = load_guards(settings, [model.name for model in loaded])
+    service = Service(settings, loaded, metrics, guards, traces=traces)
     watch = Watch(service)
 
     @contextlib.asynccontextmanager
@@ -72,6 +76,7 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
         watch.refresh()
         if traces is not None:
             await asyncio.to_thread(traces.close)
+        guards.close(timeout=settings.drain_seconds)
 
     app = FastAPI(
         title="onnxpress",

@@ -13,6 +13,7 @@ from fastapi import Request
 from onnxpress.runtime.call_report import CallReport
 from onnxpress.runtime.faces import Asynchronous
 from onnxpress.runtime.generation.requests import Request as GenerationRequest
+from onnxpress.runtime.guards.watching import OutputWatch
 from onnxpress.runtime.server.application import Service
 from onnxpress.runtime.server.registry import ServedModel
 
@@ -65,22 +66,6 @@ def _reason(request: GenerationRequest) -> str:
         return "failed"
 
 
-class OutputWatch:
-    """Between the text of one streamed answer and the client."""
-
-    async def feed(self, text: str) -> str:
-        """Take text that was written, and give text that may leave now: not always the same.
-
-        Raises:
-            BlockedError: a guard stops it.
-        """
-        return text
-
-    async def finish(self) -> str:
-        """The rest, where nothing more comes. Errors as of `feed`."""
-        return ""
-
-
 @dataclasses.dataclass
 class Call:
     """Made by a route once it knows the model: `call = Call.of(request, service, served)`."""
@@ -110,15 +95,14 @@ class Call:
 
         Raises:
             BlockedError: one of them stops it.
+            GuardError: one of them could not tell.
         """
+        await self.service.guards.check_async(texts, "input", self.served.name)
 
     async def check_output(self, texts: Sequence[str]) -> None:
-        """Let the guards look at text that the model wrote, before it leaves.
-
-        Raises:
-            BlockedError: one of them stops it.
-        """
+        """Let the guards look at text that the model wrote, before it leaves. Errors as of `check_input`."""
+        await self.service.guards.check_async(texts, "output", self.served.name)
 
     def watch_output(self) -> OutputWatch:
-        """The same for one answer that is streamed."""
-        return OutputWatch()
+        """For an answer that leaves while it is written; of several answers, one for each."""
+        return self.service.guards.watch(self.served.name)

@@ -34,6 +34,7 @@ _TASKS_OF_METHOD = {
     "embed": "feature-extraction",
     "embed_tokens": "feature-extraction",
     "classify": "text-classification",
+    "highest_scores": "text-classification",
     "zero_shot": "zero-shot-classification",
     "rank": "text-ranking",
     "tag": "token-classification",

@@ -1,0 +1,44 @@
+"""A text in the forms that a guard looks at: as it is, and without the simplest disguises.
+
+What a reader does not see or hardly notices is undone: letters of another width or style (Unicode NFKC), accents and
+stacked marks over letters, characters without width, upper case, and separators between single letters. Not undone:
+letters of other alphabets that look alike, digits for letters, misspellings, other encodings.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_UNSEEN = re.compile(
+    "[\u00ad\u0300-\u036f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""Format characters, fillers, selectors of variants, and marks over letters."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_SEPARATOR = r"[ \t\u3000.\-_*·•~|/+,'`^=#]"
+# In scripts with spaces between words: three single letters or more, each with one or two separators to the next.
+_SPACED = re.compile(rf"(?<![^\W_])(?:[^\W_]{_SEPARATOR}{{1,2}}){{2,}}[^\W_](?![^\W_])")
+_HAN = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+_SPACED_HAN = re.compile(rf"(?<={_HAN}){_SEPARATOR}{{1,3}}(?={_HAN})")
+_SEPARATORS = re.compile(_SEPARATOR)
+
+
+def forms(text: str) -> list[str]:
+    """The different forms of a text, itself first; none where nothing is in it."""
+    plain = normalised(text)
+    return [form for form in dict.fromkeys((text, plain, joined(plain))) if form.strip()]
+
+
+def normalised(text: str) -> str:
+    """NFKC without marks over letters and unseen characters, in lower case."""
+    if not text.isascii():
+        # Decomposed, so that marks stand by themselves.
+        text = unicodedata.normalize("NFKC", _UNSEEN.sub("", unicodedata.normalize("NFKD", text)))
+    return _CONTROL.sub(" ", text.casefold())
+
+
+def joined(text: str) -> str:
+    """Without the separators between single letters, and between Chinese characters. A wider gap stays a gap."""
+    text = _SPACED.sub(lambda match: _SEPARATORS.sub("", match[0]), text)
+    return _SPACED_HAN.sub("", text)
