@@ -45,6 +45,7 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
         OnnxpressError: a bundle cannot be loaded.
     """
     # Imported here: the routes need what is defined above.
+    from onnxpress.runtime.server.middleware import add_middleware
     from onnxpress.runtime.server.routes import ROUTERS
 
     loaded = models or Models.load(settings.bundles, settings.limits)
@@ -63,6 +64,7 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     app.state.service = Service(settings, loaded)
+    add_middleware(app)
     add_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
