@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,6 +146,12 @@ class ServerSettings:
                 raise InvalidInputError(f"two bundles are called {name!r}; give one another name: NAME=PATH")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise InvalidInputError("TLS needs both a certificate and a key")
+        for host in self.hosts:
+            if not re.fullmatch(r"[^/:]+|\[[0-9a-fA-F:.]+\]", host):
+                raise InvalidInputError(f"hosts has {host!r}; give a name as example.org, without scheme and port")
+        for origin in self.origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/]+", origin):
+                raise InvalidInputError(f"origins has {origin!r}; give scheme and name as https://example.org, or '*'")
 
     @classmethod
     def of(cls, paths: Sequence[str | Path], **others: Any) -> Self:
