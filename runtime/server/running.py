@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+
 import uvicorn
 
 from onnxpress.runtime.server.application import create_app
+from onnxpress.runtime.server.connections import uvicorn_options
 from onnxpress.runtime.server.settings import ServerSettings
+from onnxpress.runtime.server.start_checks import check_start
+from onnxpress.runtime.server.tls import tls_context
 
 
 def run(settings: ServerSettings) -> int:
     """Serve until told to end. Returns the exit status."""
+    for sentence in check_start(settings):
+        print(f"onnxpress: warning: {sentence}", file=sys.stderr)  # noqa: T201
     app = create_app(settings)
+    certificate, key = settings.tls_certificate, settings.tls_key
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         access_log=False,
         log_level="warning",
-        limit_concurrency=settings.limits.connections,
-        ssl_certfile=settings.tls_certificate,
-        ssl_keyfile=settings.tls_key,
+        ssl_context_factory=None if certificate is None or key is None else lambda *_: tls_context(certificate, key),
+        **uvicorn_options(settings.limits),
         timeout_graceful_shutdown=int(settings.drain_seconds),
     )
     uvicorn.Server(config).run()

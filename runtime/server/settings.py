@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ class Limits:
 
     body_bytes: int = 4 * MEBIBYTE
     """Of a request's body (413)."""
+    bodies_bytes: int = 64 * MEBIBYTE
+    """Of all bodies together, from their first byte until their request has ended (503)."""
     items: int = 512
     """Texts, prompts or documents of a request (400)."""
     tokens: int = 131_072
@@ -37,15 +40,26 @@ class Limits:
     """That a request may take (504)."""
     stalled_seconds: float = 30.0
     """That a client may leave what was sent to it unread; then it is disconnected."""
+    header_seconds: float = 10.0
+    """That the headers of a request may take from their first byte, of the first one from the connection (408)."""
+    body_seconds: float = 30.0
+    """That a request's body may take (408)."""
+    idle_seconds: float = 75.0
+    """That a connection stays open without a request. Longer than clients and proxies keep theirs (mostly up to 60), so
+    that it is they who close it, and no request meets a connection that is just being closed."""
 
     def __post_init__(self) -> None:
         """
         Raises:
             InvalidInputError: a value cannot be.
         """
-        for name in ("body_bytes", "items", "tokens", "waiting", "streams", "connections"):
+        for name in ("body_bytes", "bodies_bytes", "items", "tokens", "waiting", "streams", "connections"):
             require_whole(name, getattr(self, name))
-        for name in ("seconds", "stalled_seconds"):
+        if self.bodies_bytes < self.body_bytes:
+            raise InvalidInputError(
+                f"bodies_bytes is {self.bodies_bytes}, and one body may have {self.body_bytes}; give at least that"
+            )
+        for name in ("seconds", "stalled_seconds", "header_seconds", "body_seconds", "idle_seconds"):
             if not 0 < getattr(self, name) <= 86400:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}; give a number of seconds up to 86400")
 
@@ -93,7 +107,11 @@ class ServerSettings:
     tls_certificate: str | None = None
     tls_key: str | None = None
     hosts: tuple[str, ...] = ()
-    """Host names that requests may use; none for any, on a loopback address for that address and `localhost`."""
+    """Host names that requests may use, `*.example.org` for all below that; none for any, on a loopback address for
+    that address and `localhost`."""
+    origins: tuple[str, ...] = ()
+    """Web sites, such as `https://example.org`, whose pages may use the server from a browser; `*` for all. Its own
+    page always may."""
     drain_seconds: float = 30.0
     """That a server which is told to end waits for what it has accepted."""
     log: str = "info"
@@ -117,6 +135,12 @@ class ServerSettings:
                 raise InvalidInputError(f"two bundles are called {name!r}; give one another name: NAME=PATH")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise InvalidInputError("TLS needs both a certificate and a key")
+        for host in self.hosts:
+            if not re.fullmatch(r"[^/:]+|\[[0-9a-fA-F:.]+\]", host):
+                raise InvalidInputError(f"hosts has {host!r}; give a name as example.org, without scheme and port")
+        for origin in self.origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/]+", origin):
+                raise InvalidInputError(f"origins has {origin!r}; give scheme and name as https://example.org, or '*'")
 
     @classmethod
     def of(cls, paths: Sequence[str | Path], **others: Any) -> Self:
