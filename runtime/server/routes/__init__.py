@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from onnxpress.runtime.server.routes import embeddings, health, models
+from onnxpress.runtime.server.routes import embeddings, health, models, page
 
-ROUTERS = (embeddings.ROUTER, models.ROUTER, health.ROUTER)
+ROUTERS = (embeddings.ROUTER, models.ROUTER, health.ROUTER, page.ROUTER)
