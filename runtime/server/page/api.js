@@ -14,7 +14,7 @@ export class ApiError extends Error {
 
 let askForKey = async () => false;
 
-/** Set what happens at 401: it gets a reason, and says whether there is a new key. */
+/** Set what happens at 401: it hears whether a key was sent, and says whether there is a new one. */
 export const onUnauthorized = (ask) => { askForKey = ask; };
 
 export const storedKey = () => sessionStorage.getItem(STORED);
@@ -40,7 +40,7 @@ export async function request(path, { body, signal, quiet = false, accept = [] }
     const error = await errorOf(response);
     if (response.status !== 401 || quiet) throw error;
     // Another request may have been given a key meanwhile.
-    if (storedKey() === key && !(await askForKey(key ? "The key was not accepted." : error.message))) throw error;
+    if (storedKey() === key && !(await askForKey(key !== null))) throw error;
   }
 }
 

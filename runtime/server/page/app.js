@@ -1,8 +1,9 @@
 // The page: which models there are, the box of the chosen one, the key, and the live figures.
 
-import { json, onUnauthorized, storeKey, storedKey } from "./api.js";
+import { json } from "./api.js";
 import { boxFor } from "./boxes/boxes.js";
 import { byId, counted, element } from "./dom.js";
+import { prepareKeys } from "./keys.js";
 import { watch, watchHealth } from "./live.js";
 
 const boxes = new Map(); // by model: what was typed stays when another model is looked at
@@ -46,48 +47,6 @@ async function showModels() {
   return models;
 }
 
-let asked = null; // the answer of the dialog that is open: all requests that were refused wait for one key
-
-function askForKey(reason) {
-  asked ??= new Promise((resolve) => {
-    const dialog = byId("key-dialog");
-    byId("key-reason").textContent = reason;
-    byId("key-field").value = "";
-    byId("key-forget").hidden = storedKey() === null;
-    dialog.returnValue = "";
-    dialog.showModal();
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "use"), { once: true });
-  }).finally(() => {
-    asked = null;
-    showKeyButton(true);
-  });
-  return asked;
-}
-
-function showKeyButton(needed) {
-  byId("key").hidden = !needed && storedKey() === null;
-}
-
-function prepareKeys() {
-  const dialog = byId("key-dialog");
-  byId("key-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    storeKey(byId("key-field").value.trim());
-    dialog.close("use");
-  });
-  byId("key-cancel").addEventListener("click", () => dialog.close(""));
-  byId("key-forget").addEventListener("click", () => {
-    storeKey(null);
-    dialog.close("");
-  });
-  byId("key").addEventListener("click", async () => {
-    const reason = storedKey() ? "A key is in use. Another one takes its place." : "Requests carry it from now on.";
-    if ((await askForKey(reason)) && !byId("models").children.length) start();
-  });
-  onUnauthorized(askForKey);
-  showKeyButton(false);
-}
-
 async function start() {
   try {
     watch(await showModels());
@@ -96,6 +55,6 @@ async function start() {
   }
 }
 
-prepareKeys();
+prepareKeys(byId("key"), () => { if (!chosen) start(); });
 watchHealth();
 start();

@@ -5,6 +5,10 @@ import { drawing, element } from "./dom.js";
 const WIDTH = 300;
 const HEIGHT = 64;
 const TOP = 4;
+const WINDOWS = [60, 120, 300]; // seconds: a young page has little to show
+
+/** As much as charts show. */
+export const SHOWN_SECONDS = WINDOWS.at(-1);
 
 /**
  * A card with a chart.
@@ -13,8 +17,8 @@ const TOP = 4;
  * `text`: a value as text with its unit; `unit`: how much of a value the text calls 1, for a round top of the axis.
  */
 export class Chart {
-  constructor({ title, lines, text, seconds, unit = 1 }) {
-    Object.assign(this, { title, lines, text, seconds, unit, points: [] });
+  constructor({ title, lines, text, unit = 1 }) {
+    Object.assign(this, { title, lines, text, unit, points: [], seconds: WINDOWS[0] });
     this.now = element("p", { class: "now" });
     this.svg = drawing("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
     this.most = element("span", { class: "most" });
@@ -29,6 +33,8 @@ export class Chart {
 
   /** Draw the points again; `now` is the right edge, in seconds. */
   draw(points, now) {
+    const age = now - (points[0]?.time ?? now);
+    this.seconds = WINDOWS.find((seconds) => seconds >= age) ?? SHOWN_SECONDS;
     this.points = points.filter((point) => point.time > now - this.seconds);
     this.until = now;
     const values = this.points.flatMap((point) => this.lines.map(({ key }) => point[key])).filter((value) => value !== null);
@@ -37,7 +43,7 @@ export class Chart {
     this.now.replaceChildren(...this.lines.map((line) => this.value(line, last)));
     const shapes = this.lines.toReversed().flatMap((line) => this.shapes(line));
     this.svg.replaceChildren(drawing("path", { class: "base", d: `M0 ${HEIGHT - 0.5}H${WIDTH}` }), ...shapes);
-    this.most.textContent = values.length ? this.text(this.top) : "";
+    this.most.textContent = this.top ? this.text(this.top) : "";
     this.card.classList.toggle("empty", values.length === 0);
     this.said.textContent = this.inWords(last, values);
     this.showAt();
@@ -52,7 +58,7 @@ export class Chart {
   inWords(last, values) {
     if (!values.length) return "Nothing measured yet.";
     const now = this.lines.map(({ name, key }) => `${name ? `${name} ` : ""}${this.text(last[key])}`).join(", ");
-    return `Now ${now}; the highest in five minutes ${this.text(Math.max(...values))}.`;
+    return `Now ${now}; the highest lately ${this.text(Math.max(...values))}.`;
   }
 
   x(time) { return WIDTH * (1 - (this.until - time) / this.seconds); }
@@ -95,7 +101,7 @@ export class Chart {
       : this.points.reduce((a, b) => (Math.abs(b.time - time) < Math.abs(a.time - time) ? b : a));
     this.under.classList.toggle("pointed", near !== null);
     if (near === null) {
-      this.under.replaceChildren(element("span", {}, "5 min ago"), element("span", {}, "now"));
+      this.under.replaceChildren(element("span", {}, `${this.seconds / 60} min ago`), element("span", {}, "now"));
       return;
     }
     const x = this.x(near.time).toFixed(1);

@@ -2,6 +2,7 @@
 
 import { curl, json } from "./api.js";
 import { byId, copy, element } from "./dom.js";
+import { prepareKeys } from "./keys.js";
 import { Schemas } from "./schema.js";
 
 const METHODS = ["get", "post", "put", "patch", "delete"];
@@ -119,6 +120,13 @@ function show(document) {
   byId(location.hash.slice(1))?.scrollIntoView(); // it was not there when the page was opened
 }
 
-json("openapi.json").then(show, (error) => {
-  byId("routes").replaceChildren(element("p", { class: "alert", role: "alert" }, error.message));
-});
+async function start() {
+  try {
+    show(await json("openapi.json"));
+  } catch (error) {
+    byId("routes").replaceChildren(element("p", { class: "alert", role: "alert" }, error.message));
+  }
+}
+
+prepareKeys(byId("key"), start);
+start();

@@ -1,12 +1,11 @@
 // Health and figures, read again and again while somebody looks.
 
 import { request } from "./api.js";
-import { Chart } from "./chart.js";
+import { Chart, SHOWN_SECONDS } from "./chart.js";
 import { byId, duration, figure } from "./dom.js";
 import { point, reading } from "./metrics.js";
 
 const EVERY_SECONDS = 2;
-const SHOWN_SECONDS = 300;
 const OVER_SECONDS = 10; // rates and quantiles are of what happened in so long
 const PATIENCE_MS = 5000;
 const MEBIBYTE = 2 ** 20;
@@ -21,7 +20,7 @@ const bytes = (value) => {
 const CHARTS = {
   requests: { title: "Requests", text: perSecond, lines: [["", "requests", "first"], ["refused", "refusals", "second"]] },
   latency: { title: "Latency", text: seconds, lines: [["p50", "p50", "first"], ["p99", "p99", "second"]] },
-  first: { title: "Time to first token", text: seconds, lines: [["p50", "first50", "first"], ["p99", "first99", "second"]] },
+  first: { title: "First token", text: seconds, lines: [["p50", "first50", "first"], ["p99", "first99", "second"]] },
   batch: { title: "Texts per batch", text: figure, lines: [["", "batch", "first"]] },
   tokens: { title: "Tokens", text: perSecond, lines: [["in", "tokensIn", "first"], ["out", "tokensOut", "second"]] },
   waiting: { title: "Waiting", text: figure, lines: [["", "waiting", "first"]] },
@@ -43,7 +42,7 @@ export async function watch(models) {
   const shown = ["requests", "latency", writes ? "first" : "batch", "tokens", "waiting", "memory"];
   const charts = shown.map((name) => {
     const lines = CHARTS[name].lines.map(([label, key, kind]) => ({ name: label, key, kind }));
-    return new Chart({ ...CHARTS[name], lines, seconds: SHOWN_SECONDS });
+    return new Chart({ ...CHARTS[name], lines });
   });
   byId("charts").replaceChildren(...charts.map(({ card }) => card));
   const readings = [];
@@ -69,7 +68,7 @@ async function readMetrics(now) {
   try {
     const response = await request("metrics", { signal: AbortSignal.timeout(PATIENCE_MS), quiet: true });
     const read = reading(await response.text(), now);
-    note.textContent = "The last five minutes";
+    note.textContent = "The last minutes";
     return read;
   } catch (error) {
     if (error.status === 401) note.textContent = "Figures need an API key.";
