@@ -43,7 +43,11 @@ async function showModels() {
   byId("models-note").textContent = `${counted(models.length, "model")} loaded`;
   byId("models").replaceChildren(...models.map(card));
   if (models.length) choose(models);
-  window.addEventListener("hashchange", () => choose(models));
+  window.addEventListener("hashchange", () => {
+    choose(models);
+    // Where the box lies below the list, it is out of sight.
+    if (location.hash.startsWith(PLACE) && matchMedia("(max-width: 900px)").matches) byId("box").scrollIntoView();
+  });
   return models;
 }
 

@@ -57,15 +57,16 @@ export function reading(text, time) {
     batchSum: sum(samples, "onnxpress_batch_sequences_sum"),
     batchCount: sum(samples, "onnxpress_batch_sequences_count"),
     tokensIn: sum(samples, "onnxpress_tokens_in_total"),
-    tokensOut: sum(samples, "onnxpress_tokens_out_total"),
+    // Chosen tokens are counted as they come, those of answers when these are complete.
+    tokensOut: sum(samples, "onnxpress_chosen_tokens_total") ?? sum(samples, "onnxpress_tokens_out_total"),
     waiting: sum(samples, "onnxpress_queue_waiting"),
     memory: sum(samples, "onnxpress_memory_bytes", ({ kind }) => kind === undefined || kind === "resident"),
   };
 }
 
-/** How much a counter grew; null where it is not counted, or began anew because a process did. */
+/** How much a counter grew, from nothing where it was not there yet; null where it began anew because a process did. */
 function growth(before, after) {
-  if (before === null || after === null || after < before) return null;
+  if (after === null || after < before) return null;
   return after - before;
 }
 
@@ -76,12 +77,12 @@ function perSecond(before, after, name) {
 
 /**
  * A quantile of what a histogram counted between two readings, as Prometheus' histogram_quantile has it: linear within a
- * bucket. Null where nothing was counted.
+ * bucket. Null where nothing was counted. Without a reading before, it had counted nothing.
  */
 export function quantile(share, before, after) {
-  if (!before || !after) return null;
+  if (!after) return null;
   const bounds = [...after.keys()].sort((a, b) => a - b);
-  const counts = bounds.map((bound) => after.get(bound) - (before.get(bound) ?? 0));
+  const counts = bounds.map((bound) => after.get(bound) - (before?.get(bound) ?? 0));
   const total = counts.at(-1);
   if (!(total > 0) || counts.some((count) => count < 0)) return null;
   const rank = share * total;

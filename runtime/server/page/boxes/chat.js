@@ -89,6 +89,7 @@ class Chat {
     const { turn, grows } = this.add("assistant", this.model.id, "");
     const pace = element("p", { class: "pace" });
     turn.append(pace);
+    this.log.scrollTop = this.log.scrollHeight;
     turn.setAttribute("aria-busy", "true"); // read aloud once it is complete, not by the word
     this.message.control.value = "";
     this.stop = new AbortController();
