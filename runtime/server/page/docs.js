@@ -87,10 +87,12 @@ function answers(schemas, { responses = {} }) {
     const found = schemas.resolve(response);
     const [type, media] = content(found);
     const rows = media?.schema ? schemas.fields(media.schema).map((field) => fieldRow(schemas, field)) : [];
+    const example = media?.example ?? (type === "application/json" && /^2/.test(status) ? schemas.example(media.schema) : undefined);
+    const shown = example === undefined ? null : code(JSON.stringify(example, null, 2));
     const kind = /^[45]/.test(status) ? "bad" : "good";
     const summary = [element("span", { class: `code-of ${kind}` }, status), ` ${found.description ?? ""}`];
     if (!rows.length) return element("p", { class: "answer" }, ...summary, type ? element("span", { class: "facts" }, ` · ${type}`) : null);
-    return element("details", { class: "answer" }, element("summary", {}, ...summary), table(`Fields of the answer ${status}`, rows));
+    return element("details", { class: "answer" }, element("summary", {}, ...summary), table(`Fields of the answer ${status}`, rows), shown);
   }));
 }
 

@@ -12,13 +12,14 @@ export function parse(text) {
   const samples = new Map();
   for (const line of text.split("\n")) {
     const found = line.startsWith("#") ? null : LINE.exec(line);
-    if (!found) continue;
+    const value = found ? number(found[3]) : NaN;
+    if (Number.isNaN(value)) continue;
     const labels = {};
     for (const [, name, value] of (found[2] ?? "").matchAll(LABEL)) {
       labels[name] = value.replace(/\\(.)/g, (_, mark) => ESCAPES[mark] ?? mark);
     }
     if (!samples.has(found[1])) samples.set(found[1], []);
-    samples.get(found[1]).push({ labels, value: number(found[3]) });
+    samples.get(found[1]).push({ labels, value });
   }
   return samples;
 }

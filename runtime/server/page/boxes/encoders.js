@@ -112,13 +112,12 @@ export function tag(model) {
     button: "Find",
     path: "tag",
     body: () => ({ model: model.id, input: text.value() }),
-    show: ({ data }, { input }) => {
-      const entities = data[0].entities;
+    show: ({ data: entities }, { input }) => {
       const kinds = [...new Set(entities.map(({ label }) => label))];
       const spans = entities.map(({ start, end, label, score }) => ({
         start, end, note: `${label} ${percent(score)}`, kind: kinds.indexOf(label) % 5,
       }));
-      return [marked(input, spans), remark(entities.length ? counted(entities.length, "entity").replace("entitys", "entities") : "No entity was found.")];
+      return [marked(input, spans), remark(entities.length ? counted(entities.length, "name") : "No name was found.")];
     },
   });
 }
