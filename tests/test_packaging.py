@@ -25,7 +25,7 @@ from tools.install_torch import TORCH_VERSION, choose_attempts
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOT_PACKAGES = ("exporter", "quantize", "runtime", "models")
-PACKAGED_SUFFIXES = {".py", ".toml", ".tsv", ".jsonl", ".conll", ".html", ".css", ".js"}
+PACKAGED_SUFFIXES = {".py", ".toml", ".tsv", ".jsonl", ".conll", ".html", ".css", ".js", ".svg"}
 EXPORT_ONLY = (
     "torch",
     "transformers",

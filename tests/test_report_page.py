@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +16,7 @@ from onnxpress.exporter.page.markup import element, escape
 from onnxpress.exporter.page.page import render_report
 from onnxpress.exporter.page.scatter import Axis, pareto_front
 from onnxpress.exporter.page.values import fixed, moment, number, reference_tokens, scientific, signed, significant
+from tests.browser import open_browser
 from tests.report_fixtures import (
     CASES,
     HOSTILE,
@@ -571,15 +571,8 @@ def test_labels_of_close_points_do_not_overlap() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make install")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("there is no chromium on this machine: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        # Chromium's sandbox does not start as root, and what is opened is our own file.
-        launched = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield launched
-        launched.close()
+    with open_browser() as opened:
+        yield opened
 
 
 class Opened:

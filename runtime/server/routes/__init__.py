@@ -12,6 +12,7 @@ from onnxpress.runtime.server.routes import (
     health,
     metrics,
     models,
+    page,
     rerank,
     tag,
 )
@@ -28,4 +29,5 @@ ROUTERS = (
     models.ROUTER,
     health.ROUTER,
     metrics.ROUTER,
+    page.ROUTER,
 )
