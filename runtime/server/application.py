@@ -25,8 +25,9 @@ class Service:
     """draining: it is told to end, finishes what it has, and should get no more."""
 
 
-def service_of(request: Request) -> Service:
-    """The service of the application that got the request."""
+async def service_of(request: Request) -> Service:
+    """The service of the application that got the request. Asynchronous, for FastAPI runs other functions in threads,
+    which costs a request more than all the rest of its way through FastAPI."""
     service: Service = request.app.state.service
     return service
 
