@@ -1,8 +1,8 @@
 """A server of embeddings under load, on loopback: rates, latencies, overload, streams.
 
 `python -m bench.serve [BUNDLE] [--only PART,...]` serves the int8 variant of all-MiniLM-L6-v2 to 64 connections.
-Without BUNDLE it is pressed first, for which its weights must be installed (make demo). The load comes from another process
-(bench/serving/load.py) on the same cores, and says what it took of them. Parts:
+Without BUNDLE it is pressed first, for which its weights must be installed (make demo). The load comes from another
+process (bench/serving/load.py) on the same cores, and says what it took of them. Parts:
 
 - throughput: closed loop, texts of mixed lengths, one and eight a request, against one call with all texts in a process
   of its own (offline), in turn
@@ -64,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="that each contender is measured; 10 for a quick look"
     )
+    parser.add_argument("--overload-words", type=int, metavar="WORDS", help="of a request in overload (default: found)")
     parser.add_argument("--rounds", type=int, default=3, help="in which contenders take turns")
     parser.add_argument("--only", default=",".join(PARTS), metavar="PART,...", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--require", action="store_true", help="exit with status 1 if a limit is not met")

@@ -5,7 +5,8 @@ status, `Retry-After` and the length are read. Options, those with a default in 
 
 - `port`, `path`, `bodies_file`: a JSON list of the bodies, sent in this order, over and over
 - `seconds`: that are measured, after `warm_seconds` [0] of the same
-- `clients`: closed loop of so many connections, each of which asks again when it has its answer; or
+- `clients`: closed loop of so many connections, each of which asks again when it has its answer; measuring begins when
+  there are twice as many answers, too; or
 - `rate`: open loop of so many requests a second, whatever the server does, at random times (a Poisson process); a
   connection is opened where all are taken, up to `most_connections` [4000]
 - `wait_seconds` [90]: for answers that are missing at the end
@@ -127,10 +128,11 @@ class Load:
         self.under_way = 0
         self.idle: list[Connection] = []
         self.late = 0.0
+        self.closed = "clients" in options
         begin = time.monotonic() + options.get("warm_seconds", 0)
         self.tally = Tally(begin, begin + options["seconds"])
+        self.answers = 0
         self.memory: list[float] = []
-        self.closed = "clients" in options
 
     async def run(self) -> dict[str, Any]:
         """All of it."""
@@ -161,7 +163,7 @@ class Load:
     async def _watch(self) -> dict[str, Any]:
         """The server's processor time while it is measured, and its memory until the last answer."""
         pid = self.options.get("pid")
-        await asyncio.sleep(max(0.0, self.tally.begin - time.monotonic()))
+        await self._begins()
         if pid is None:
             return {}
         cpu = servers.cpu_seconds(pid)
@@ -178,11 +180,20 @@ class Load:
                 break
         return {**found, "server_mb": self.memory, "server_peak_mb": max(self.memory)}
 
+    async def _begins(self) -> None:
+        await asyncio.sleep(max(0.0, self.tally.begin - time.monotonic()))
+        if self.closed and self.options.get("warm_seconds"):
+            while self.answers < 2 * self.options["clients"]:
+                self.tally.begin = time.monotonic() + _WATCH_SECONDS
+                self.tally.end = self.tally.begin + self.options["seconds"]
+                await asyncio.sleep(_WATCH_SECONDS)
+
     async def _closed_loop(self) -> None:
         for _ in range(self.options["clients"]):
             connection = await self._connect()
             self._send(connection, time.monotonic())
-        await asyncio.sleep(self.tally.end - time.monotonic())
+        while (left := self.tally.end - time.monotonic()) > 0:
+            await asyncio.sleep(left)
 
     async def _open_loop(self) -> None:
         draw = random.Random(0)
@@ -252,6 +263,7 @@ class Load:
     def answered(self, connection: Connection, due: float, status: str, retry: bool, size: int) -> None:
         """A connection has its answer."""
         self.under_way -= 1
+        self.answers += 1
         self.tally.add(due, status, retry, size)
         now = time.monotonic()
         if not self.closed:

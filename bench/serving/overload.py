@@ -20,6 +20,7 @@ MOST_DURING, MOST_AFTERWARDS = 1.3, 1.15
 REQUESTS_PER_SECOND = 100.0
 TIMES = 4
 _WORDS_OF_A_TEXT = 150  # MiniLM reads 256 tokens
+_LEAST_WORDS = 8
 _CLIENTS = 16
 _REST_SECONDS = 8.0
 _DIFFERENT = 256
@@ -29,9 +30,10 @@ Figures = dict[str, Any]
 
 def overload(setting: Setting, ours: Server, seconds: float) -> Figures:
     """Calibrate, warm up, overload, rest."""
-    words, rate = calibrate(setting, ours)
+    words = setting.options.overload_words or calibrate(setting, ours)
     bodies = requests_of(setting, words)
-    warm = setting.load(ours, bodies, clients=setting.options.clients, seconds=max(5.0, seconds / 6))
+    clients = setting.options.clients
+    warm = setting.load(ours, bodies, clients=clients, seconds=max(5.0, seconds / 6), warm_seconds=2.0)
     rate = warm["answers_per_second"]
     time.sleep(_REST_SECONDS)
     level = resident_mb(ours.pid)
@@ -63,16 +65,16 @@ def overload(setting: Setting, ours: Server, seconds: float) -> Figures:
     }
 
 
-def calibrate(setting: Setting, ours: Server) -> tuple[int, float]:
-    """Words of a request of which the server answers `REQUESTS_PER_SECOND`, and how many it answered at the end."""
-    words, rate = _WORDS_OF_A_TEXT, 0.0
-    for _ in range(3):
+def calibrate(setting: Setting, ours: Server) -> int:
+    """Words of a request of which the server answers `REQUESTS_PER_SECOND`."""
+    words = _WORDS_OF_A_TEXT
+    for _ in range(4):
         answer = setting.load(ours, requests_of(setting, words), clients=_CLIENTS, seconds=3.0, warm_seconds=1.0)
-        rate = answer["answers_per_second"]
-        if abs(rate / REQUESTS_PER_SECOND - 1) < 0.1:
+        excess = answer["answers_per_second"] / REQUESTS_PER_SECOND
+        if abs(excess - 1) < 0.1:
             break
-        words = max(1, round(words * rate / REQUESTS_PER_SECOND))
-    return words, rate
+        words = max(_LEAST_WORDS, round(words * excess))
+    return words
 
 
 def requests_of(setting: Setting, words: int) -> str:
