@@ -90,7 +90,11 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     texts = json.loads(Path(options["texts_file"]).read_text(encoding="utf-8"))
     model = onnxpress.load(
-        options["folder"], variant=options["variant"], threads=options["threads"], task="feature-extraction"
+        options["folder"],
+        variant=options["variant"],
+        threads=options["threads"],
+        settings=options.get("settings"),
+        task="feature-extraction",
     )
     runner = BatchingRunner(model)
     contender, callers = options["contender"], options["callers"]

@@ -36,8 +36,9 @@ class Service:
     """Answers that are being streamed."""
 
 
-def service_of(request: Request) -> Service:
-    """The service of the application that got the request."""
+async def service_of(request: Request) -> Service:
+    """The service of the application that got the request. Asynchronous, for FastAPI runs other functions in threads,
+    which costs a request more than all the rest of its way through FastAPI."""
     service: Service = request.app.state.service
     return service
 
