@@ -64,7 +64,11 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
     metrics = Metrics()
     traces = None if settings.traces is None else Traces.open(settings.traces)
     loaded = models or Models.load(settings.bundles, settings.limits, on_batch=metrics.on_batch)
-    guards = load_guards(settings, [model.name for model in loaded])
+    guards = load_guards(
+        settings,
+        [model.name for model in loaded],
+        on_decision=lambda made: metrics.guard_decision(made.guard, made.place, made.blocked),
+    )
     service = Service(settings, loaded, metrics, guards, traces=traces)
     watch = Watch(service)
 
