@@ -39,6 +39,13 @@ export function numberField(label, { min, max, step = 1, value = "", hint = null
   return { node: labelled(label, control, hint, { class: "field number" }), control, value: read };
 }
 
+/** One of several; `choices` by value, `value()` is undefined where that is empty. */
+export function choice(label, choices, { hint = null } = {}) {
+  const options = Object.entries(choices).map(([value, name]) => element("option", { value }, name));
+  const control = element("select", {}, options);
+  return { node: labelled(label, control, hint), control, value: () => control.value || undefined };
+}
+
 /** A yes or no. */
 export function checkBox(label, checked = false) {
   const control = element("input", { type: "checkbox" });
