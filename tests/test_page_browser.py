@@ -151,7 +151,29 @@ def test_embeddings_are_compared(visit: Callable[..., Visit]) -> None:
     assert cells[2] == cells[6] == cells[5] != "1.00"
     assert box.locator(".matrix tbody th").first.inner_text().split() == ["1", "good", "morning"]
     assert re.search(r"3 vectors of 16 numbers, \d+ tokens read", box.inner_text())
+    assert box.get_by_label("Prompt before each text").count() == 0
+    box.get_by_text("The answer as JSON").click()
+    shown = json.loads(box.locator("pre").last.inner_text())
+    assert len(shown["data"]) == 3
+    assert [type(number) for number in shown["data"][0]["embedding"]] == [float] * 8 + [str]
     opened.leave("404")
+
+
+def test_a_prompt_can_be_chosen_where_the_model_has_some(visit: Callable[..., Visit]) -> None:
+    opened = visit()
+    card = {"id": "embedder", "task": "feature-extraction", "prompts": {"query": "query: ", "plain": ""}}
+    opened.answer("v1/models", {"data": [card]})
+    box = opened.open().page.locator("#box")
+    box.get_by_label("Prompt before each text").select_option("query")
+    with opened.page.expect_request("**/v1/embeddings") as sent:
+        box.get_by_role("button", name="Compare").click()
+    assert sent.value.post_data_json["prompt_name"] == "query"
+    box.get_by_label("Prompt before each text").select_option("none")
+    with opened.page.expect_request("**/v1/embeddings") as sent:
+        box.get_by_role("button", name="Compare").click()
+    assert "prompt_name" not in sent.value.post_data_json
+    box.locator(".matrix").wait_for()
+    opened.leave("404", "400")  # this embedder has no prompts
 
 
 def test_documents_are_ranked(visit: Callable[..., Visit]) -> None:
@@ -448,7 +470,11 @@ def test_texts_of_people_and_models_stay_texts(visit: Callable[..., Visit]) -> N
 def test_markup_cannot_be_made_even_by_a_script(visit: Callable[..., Visit]) -> None:
     opened = visit().open()
     refused = opened.page.evaluate("""() => {
-        try { document.body.innerHTML = "<img src=x>"; return false } catch (error) { return error instanceof TypeError }
+        try {
+            document.body.innerHTML = "<img src=x>";
+        } catch (error) {
+            return error instanceof TypeError;
+        }
     }""")
     assert refused
     opened.leave("404", "TrustedHTML")
@@ -787,6 +813,9 @@ def test_the_reference_shows_every_route_of_the_document(visit: Callable[..., Vi
     schema = document["components"]["schemas"]["EmbeddingRequest"]
     assert fields[0] == "input"
     assert set(schema["properties"]) <= set(fields)
+    classify = page.locator("#post-classify").get_by_role("table", name="Fields of the request")
+    names = classify.locator("th code").all_inner_texts()
+    assert names == ["input", "text", "text_pair", "model", "top_k"]
     data = embeddings.locator("pre").first.text_content().partition("-d ")[2]
     assert set(schema["required"]) <= set(json.loads(data[1:-1]))
     page.get_by_role("navigation", name="Routes").get_by_role("link", name="/health/ready").click()

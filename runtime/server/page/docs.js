@@ -86,7 +86,7 @@ function answers(schemas, { responses = {} }) {
   return section("Answers", Object.entries(responses).map(([status, response]) => {
     const found = schemas.resolve(response);
     const [type, media] = content(found);
-    const rows = media?.schema ? schemas.fields(media.schema).map((field) => fieldRow(schemas, field)) : [];
+    const rows = media?.schema ? schemas.fields(media.schema).map((field) => fieldRow(schemas, { ...field, required: false })) : [];
     const example = media?.example ?? (type === "application/json" && /^2/.test(status) ? schemas.example(media.schema) : undefined);
     const shown = example === undefined ? null : code(JSON.stringify(example, null, 2));
     const kind = /^[45]/.test(status) ? "bad" : "good";

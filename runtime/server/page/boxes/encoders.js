@@ -15,7 +15,7 @@ export function embeddings(model) {
     "收到的包裹坏了，怎么退货？",
     "When does the museum open on Sundays?",
   ].join("\n"), { rows: 5 });
-  const names = Object.keys(model.prompts ?? {});
+  const names = Object.entries(model.prompts ?? {}).filter(([, text]) => text).map(([name]) => name);
   const own = model.default_prompt_name ? `the model's default, ${model.default_prompt_name}` : "none";
   const prompt = choice("Prompt before each text", { "": own, ...Object.fromEntries(names.map((name) => [name, name])) });
   return requestBox({

@@ -120,5 +120,7 @@ function shortened(answer) {
     if (!Array.isArray(value) || value.length <= LONG || typeof value[0] !== "number") return value;
     return [...value.slice(0, LONG), `… ${value.length.toLocaleString("en")} numbers in all`];
   };
-  return JSON.stringify(answer, shorten, 2);
+  const text = JSON.stringify(answer, shorten, 2);
+  // A number a line would be long all the same.
+  return text.replace(/\[\s+((?:-?[\d.e-]+,\s+)+"… [^"]+")\s+\]/g, (_, items) => `[${items.replace(/\s*\n\s*/g, " ")}]`);
 }

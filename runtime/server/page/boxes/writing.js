@@ -39,6 +39,7 @@ class Pace {
   /** In words. A stopped answer has no count by the server; then its pieces are counted, mostly one for each token. */
   text() {
     const tokens = this.tokens ?? this.chunks;
+    if (this.end === "failed" && this.first === null) return "";
     if (this.first === null) return [tokens ? counted(tokens, "token") : null, "no text", this.end].filter(Boolean).join(" · ");
     const seconds = (this.last - this.first) / 1000;
     const pace = seconds > 0 && tokens > 1 ? `${figure((tokens - 1) / seconds)} tokens/s` : null;
