@@ -74,7 +74,9 @@ function parameters(schemas, { parameters: all }) {
 function requestPart(schemas, { path, requestBody }) {
   const [, media] = content(schemas.resolve(requestBody));
   if (!media) return [];
-  const rows = schemas.fields(media.schema).map((field) => fieldRow(schemas, field));
+  // What may be left out may be null, too; that need not be said each time.
+  const optional = (field) => (field.required ? field : { ...field, type: field.type.replace(/ or null$/, "") });
+  const rows = schemas.fields(media.schema).map((field) => fieldRow(schemas, optional(field)));
   const example = media.example ?? Object.values(media.examples ?? {})[0]?.value ?? schemas.example(media.schema);
   return [
     rows.length ? section("Request", table("Fields of the request", rows)) : null,

@@ -41,8 +41,8 @@ export class Schemas {
       exclusiveMaximum: (value) => `below ${value}`,
       minLength: (value) => `at least ${value} characters`,
       maxLength: (value) => `at most ${value.toLocaleString("en")} characters`,
-      minItems: (value) => `at least ${value}`,
-      maxItems: (value) => `at most ${value.toLocaleString("en")}`,
+      minItems: (value) => `at least ${value} in a list`,
+      maxItems: (value) => `at most ${value.toLocaleString("en")} in a list`,
       pattern: (value) => `fits ${value}`,
     };
     const own = Object.entries(words).filter(([name]) => found[name] !== undefined).map(([name, say]) => say(found[name]));
