@@ -789,6 +789,12 @@ def test_a_server_that_ended_is_said_to_be_gone(visit: Callable[..., Visit]) -> 
     page.get_by_text("Not reachable", exact=True).wait_for()
     box.get_by_role("button", name="Compare").click()
     box.get_by_role("alert").get_by_text("The server cannot be reached. Is it still running?").wait_for()
+    page.unroute_all()
+    cards = [{"id": name, "task": TASKS[name], "variant": "int8", "provider": "CPU"} for name in ("embedder", "reader")]
+    opened.answer("v1/models", {"data": cards})
+    page.get_by_text("2 models loaded").wait_for()  # it is back, with other bundles
+    assert box.get_by_role("heading", name="embedder").is_visible()
+    ask(box, "Compare")
     opened.leave("404", "ERR_FAILED")
 
 

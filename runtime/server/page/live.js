@@ -80,11 +80,12 @@ async function readMetrics() {
   }
 }
 
-/** Show the server's health, from now on. */
-export async function watchHealth() {
+/** Show the server's health, from now on; `back` is called when it answers again. */
+export async function watchHealth(back) {
+  const place = byId("health");
   for (;;) {
     const status = await health();
-    const place = byId("health");
+    if (place.dataset.status === "away" && status !== "away") back();
     const word = HEALTH[status] ?? status;
     place.dataset.status = status;
     // Said aloud only where it changed.
