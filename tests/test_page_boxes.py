@@ -1,4 +1,4 @@
-"""The page in a real browser, before a real server: what is served, a box for each task, chat that is streamed and stopped.
+"""The page in a real browser, before a real server: what is served, a box for each task, chat streamed and stopped.
 
 Where a stream must be slow or fail, the test writes it in the server's place, in the form that the server has.
 """
