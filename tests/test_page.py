@@ -21,14 +21,14 @@ SCRIPTS = sorted(name for name in page_files() if name.endswith(".js"))
 STYLES = sorted(name for name in page_files() if name.endswith(".css"))
 
 
-def get(path: str, **headers: str) -> httpx2.Response:
+def get(path: str, method: str = "GET", **headers: str) -> httpx2.Response:
     app = FastAPI(docs_url=None)
     app.include_router(page_route.ROUTER)
 
     async def send() -> httpx2.Response:
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://server") as client:
-            return await client.get(path, headers=headers)
+            return await client.request(method, path, headers=headers)
 
     return asyncio.run(send())
 
@@ -60,6 +60,8 @@ def test_a_document_is_asked_for_again_and_kept_while_it_is_the_same(path: str) 
     assert (again.status_code, again.content) == (304, b"")
     assert again.headers["etag"] == answer.headers["etag"]
     assert get(path, **{"If-None-Match": '"another"'}).status_code == 200
+    head = get(path, "HEAD")
+    assert (head.status_code, head.headers["etag"]) == (200, answer.headers["etag"])
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)

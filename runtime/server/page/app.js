@@ -9,12 +9,14 @@ import { watch, watchHealth } from "./live.js";
 const boxes = new Map(); // by model: what was typed stays when another model is looked at
 
 const PLACE = "#model=";
+let models = [];
 let chosen = null; // the model whose box is shown
 
 /** The model that the address names; without one, the one that is shown, or the first. */
-function named(models) {
+function named() {
   const name = location.hash.startsWith(PLACE) ? location.hash.slice(PLACE.length) : null;
-  return models.find(({ id }) => encodeURIComponent(id) === name) ?? chosen ?? models[0];
+  const find = (fits) => models.find(({ id }) => fits(id));
+  return find((id) => encodeURIComponent(id) === name) ?? find((id) => id === chosen?.id) ?? models[0];
 }
 
 function card(model) {
@@ -28,37 +30,39 @@ function card(model) {
   );
 }
 
-function choose(models) {
-  chosen = named(models);
+function choose() {
+  if (!models.length) return;
+  chosen = named();
   for (const [place, link] of [...byId("models").children].entries()) {
     if (models[place] === chosen) link.setAttribute("aria-current", "true");
     else link.removeAttribute("aria-current");
   }
-  if (!boxes.has(chosen.id)) boxes.set(chosen.id, boxFor(chosen));
-  byId("box").replaceChildren(boxes.get(chosen.id));
+  const kind = JSON.stringify([chosen.id, chosen.task]);
+  if (!boxes.has(kind)) boxes.set(kind, boxFor(chosen));
+  byId("box").replaceChildren(boxes.get(kind));
 }
+
+let watched = false;
 
 async function showModels() {
-  const { data: models } = await json("v1/models");
+  try {
+    models = (await json("v1/models")).data;
+  } catch (error) {
+    if (!chosen) byId("box").replaceChildren(element("p", { class: "alert", role: "alert" }, error.message));
+    return;
+  }
   byId("models-note").textContent = `${counted(models.length, "model")} loaded`;
   byId("models").replaceChildren(...models.map(card));
-  if (models.length) choose(models);
-  window.addEventListener("hashchange", () => {
-    choose(models);
-    // Where the box lies below the list, it is out of sight.
-    if (location.hash.startsWith(PLACE) && matchMedia("(max-width: 900px)").matches) byId("box").scrollIntoView();
-  });
-  return models;
+  choose();
+  if (!watched) watch(models);
+  watched = true;
 }
 
-async function start() {
-  try {
-    watch(await showModels());
-  } catch (error) {
-    byId("box").replaceChildren(element("p", { class: "alert", role: "alert" }, error.message));
-  }
-}
-
-prepareKeys(byId("key"), () => { if (!chosen) start(); });
-watchHealth();
-start();
+window.addEventListener("hashchange", () => {
+  choose();
+  // Where the box lies below the list, it is out of sight.
+  if (location.hash.startsWith(PLACE) && matchMedia("(max-width: 900px)").matches) byId("box").scrollIntoView();
+});
+prepareKeys(byId("key"), showModels);
+watchHealth(showModels); // a server that is back may have other models
+showModels();

@@ -74,7 +74,9 @@ function parameters(schemas, { parameters: all }) {
 function requestPart(schemas, { path, requestBody }) {
   const [, media] = content(schemas.resolve(requestBody));
   if (!media) return [];
-  const rows = schemas.fields(media.schema).map((field) => fieldRow(schemas, field));
+  // What may be left out may be null, too; that need not be said each time.
+  const optional = (field) => (field.required ? field : { ...field, type: field.type.replace(/ or null$/, "") });
+  const rows = schemas.fields(media.schema).map((field) => fieldRow(schemas, optional(field)));
   const example = media.example ?? Object.values(media.examples ?? {})[0]?.value ?? schemas.example(media.schema);
   return [
     rows.length ? section("Request", table("Fields of the request", rows)) : null,
@@ -86,7 +88,7 @@ function answers(schemas, { responses = {} }) {
   return section("Answers", Object.entries(responses).map(([status, response]) => {
     const found = schemas.resolve(response);
     const [type, media] = content(found);
-    const rows = media?.schema ? schemas.fields(media.schema).map((field) => fieldRow(schemas, field)) : [];
+    const rows = media?.schema ? schemas.fields(media.schema).map((field) => fieldRow(schemas, { ...field, required: false })) : [];
     const example = media?.example ?? (type === "application/json" && /^2/.test(status) ? schemas.example(media.schema) : undefined);
     const shown = example === undefined ? null : code(JSON.stringify(example, null, 2));
     const kind = /^[45]/.test(status) ? "bad" : "good";

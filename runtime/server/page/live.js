@@ -10,7 +10,7 @@ const OVER_SECONDS = 10; // rates and quantiles are of what happened in so long
 const PATIENCE_MS = 5000;
 const MEBIBYTE = 2 ** 20;
 
-const seconds = (value) => (value === null ? "–" : duration(value));
+const asDuration = (value) => (value === null ? "–" : duration(value));
 const perSecond = (value) => (value === null ? "–" : `${figure(value)}/s`);
 const bytes = (value) => {
   if (value === null) return "–";
@@ -19,8 +19,8 @@ const bytes = (value) => {
 
 const CHARTS = {
   requests: { title: "Requests", text: perSecond, lines: [["", "requests", "first"], ["refused", "refusals", "second"]] },
-  latency: { title: "Latency", text: seconds, lines: [["p50", "p50", "first"], ["p99", "p99", "second"]] },
-  first: { title: "First token", text: seconds, lines: [["p50", "first50", "first"], ["p99", "first99", "second"]] },
+  latency: { title: "Latency", text: asDuration, lines: [["p50", "p50", "first"], ["p99", "p99", "second"]] },
+  first: { title: "First token", text: asDuration, lines: [["p50", "first50", "first"], ["p99", "first99", "second"]] },
   batch: { title: "Texts per batch", text: figure, lines: [["", "batch", "first"]] },
   tokens: { title: "Tokens", text: perSecond, lines: [["in", "tokensIn", "first"], ["out", "tokensOut", "second"]] },
   waiting: { title: "Waiting", text: figure, lines: [["", "waiting", "first"]] },
@@ -34,6 +34,7 @@ const HEALTH = {
   away: "Not reachable",
 };
 
+const seconds = () => performance.now() / 1000;
 const later = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Show charts for these models, from now on. */
@@ -48,13 +49,13 @@ export async function watch(models) {
   const readings = [];
   const points = [];
   for (;;) {
-    const now = performance.now() / 1000;
-    const read = await readMetrics(now);
+    const read = await readMetrics();
     if (read) {
-      const before = readings.findLast(({ time }) => time <= now - OVER_SECONDS + 0.5) ?? readings[0];
+      const before = readings.findLast(({ time }) => time <= read.time - OVER_SECONDS + 0.5) ?? readings[0];
       if (before) points.push(point(before, read));
       readings.push(read);
     }
+    const now = seconds();
     while (readings[0]?.time < now - 2 * OVER_SECONDS) readings.shift();
     while (points[0]?.time < now - SHOWN_SECONDS) points.shift();
     for (const chart of charts) chart.draw(points, now);
@@ -63,11 +64,12 @@ export async function watch(models) {
   }
 }
 
-async function readMetrics(now) {
+async function readMetrics() {
   const note = byId("live-note");
   try {
+    const asked = seconds();
     const response = await request("metrics", { signal: AbortSignal.timeout(PATIENCE_MS), quiet: true });
-    const read = reading(await response.text(), now);
+    const read = reading(await response.text(), (asked + seconds()) / 2);
     note.textContent = "The last minutes";
     return read;
   } catch (error) {
@@ -78,11 +80,12 @@ async function readMetrics(now) {
   }
 }
 
-/** Show the server's health, from now on. */
-export async function watchHealth() {
+/** Show the server's health, from now on; `back` is called when it answers again. */
+export async function watchHealth(back) {
+  const place = byId("health");
   for (;;) {
     const status = await health();
-    const place = byId("health");
+    if (place.dataset.status === "away" && status !== "away") back();
     const word = HEALTH[status] ?? status;
     place.dataset.status = status;
     // Said aloud only where it changed.

@@ -49,10 +49,11 @@ function buckets(samples, name, fits = always) {
 /** What the page shows of one reading, at a time in seconds. */
 export function reading(text, time) {
   const samples = parse(text);
+  const requests = sum(samples, "onnxpress_requests_total", work);
   return {
     time,
-    requests: sum(samples, "onnxpress_requests_total", work),
-    refusals: sum(samples, "onnxpress_refusals_total"),
+    requests,
+    refusals: sum(samples, "onnxpress_refusals_total") ?? (requests === null ? null : 0), // there from the first one on
     seconds: buckets(samples, "onnxpress_request_seconds", work),
     firstToken: buckets(samples, "onnxpress_first_token_seconds"),
     batchSum: sum(samples, "onnxpress_batch_sequences_sum"),

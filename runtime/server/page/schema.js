@@ -41,8 +41,8 @@ export class Schemas {
       exclusiveMaximum: (value) => `below ${value}`,
       minLength: (value) => `at least ${value} characters`,
       maxLength: (value) => `at most ${value.toLocaleString("en")} characters`,
-      minItems: (value) => `at least ${value}`,
-      maxItems: (value) => `at most ${value.toLocaleString("en")}`,
+      minItems: (value) => `at least ${value} in a list`,
+      maxItems: (value) => `at most ${value.toLocaleString("en")} in a list`,
       pattern: (value) => `fits ${value}`,
     };
     const own = Object.entries(words).filter(([name]) => found[name] !== undefined).map(([name, say]) => say(found[name]));
@@ -52,17 +52,26 @@ export class Schemas {
 
   /**
    * The fields of an object, those of objects within it after their parent: `{name, depth, type, required, schema}`.
-   * A schema that holds itself is shown once.
+   * A schema that holds itself, or that is one of several choices more than once, is shown once.
    */
   fields(schema, depth = 0, above = []) {
+    const objects = new Set();
+    this.objects(schema, objects);
+    return [...objects].filter((found) => !above.includes(found) && depth <= DEEPEST).flatMap((found) => (
+      Object.entries(found.properties).flatMap(([name, property]) => [
+        { name, depth, type: this.type(property), required: found.required?.includes(name) ?? false, schema: property },
+        ...this.fields(property, depth + 1, [...above, found]),
+      ])
+    ));
+  }
+
+  /** Adds the schemas with fields that a value, or an item of it, may have. */
+  objects(schema, into, depth = 0) {
     const found = this.resolve(schema);
-    if (above.includes(found) || depth > DEEPEST) return [];
-    const inside = [found, found.items, ...(found.anyOf ?? found.oneOf ?? found.allOf ?? [])].filter(Boolean);
-    if (!found.properties) return inside.slice(1).flatMap((part) => this.fields(part, depth, [...above, found]));
-    return Object.entries(found.properties).flatMap(([name, property]) => [
-      { name, depth, type: this.type(property), required: found.required?.includes(name) ?? false, schema: property },
-      ...this.fields(property, depth + 1, [...above, found]),
-    ]);
+    if (depth > DEEPEST) return;
+    if (found.properties) into.add(found);
+    const parts = [found.items, ...(found.anyOf ?? found.oneOf ?? found.allOf ?? [])];
+    for (const part of parts.filter(Boolean)) this.objects(part, into, depth + 1);
   }
 
   /** A value that fits: the document's own example, else one made of types, with required fields. */

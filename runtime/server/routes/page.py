@@ -63,13 +63,13 @@ def page_version() -> str:
     return digest.hexdigest()[:16]
 
 
-@ROUTER.get("/")
+@ROUTER.api_route("/", methods=["GET", "HEAD"])
 async def page(request: Request) -> Response:
     """Models, health, figures and a box to try each task."""
     return _document(request, "index.html")
 
 
-@ROUTER.get("/docs")
+@ROUTER.api_route("/docs", methods=["GET", "HEAD"])
 async def reference(request: Request) -> Response:
     """What routes there are, from the OpenAPI document."""
     return _document(request, "docs.html")

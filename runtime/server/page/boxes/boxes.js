@@ -30,7 +30,7 @@ export function boxFor(model) {
     for (const [place, node] of places.entries()) node.hidden = place !== chosen;
     for (const [place, button] of buttons.entries()) button.setAttribute("aria-pressed", String(place === chosen));
   };
-  show(model.chat === false ? 1 : 0);
+  show(0);
   const switcher = element("div", { class: "switch", role: "group", "aria-label": "What to try" }, buttons);
   return element("div", {}, element("div", { class: "heading" }, heading, switcher), places);
 }

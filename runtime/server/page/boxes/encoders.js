@@ -1,7 +1,7 @@
 // A box for each task of models that read: embeddings, reranking, classification, entities, answers, gaps.
 
 import { counted, element, lines } from "../dom.js";
-import { requestBox, textArea, textField, checkBox } from "./form.js";
+import { checkBox, choice, requestBox, textArea, textField } from "./form.js";
 import { bars, marked, matrix, percent } from "./shapes.js";
 
 const MOST_IN_MATRIX = 12;
@@ -15,12 +15,15 @@ export function embeddings(model) {
     "收到的包裹坏了，怎么退货？",
     "When does the museum open on Sundays?",
   ].join("\n"), { rows: 5 });
+  const names = Object.entries(model.prompts ?? {}).filter(([, text]) => text).map(([name]) => name);
+  const own = model.default_prompt_name ? `the model's default, ${model.default_prompt_name}` : "none";
+  const prompt = choice("Prompt before each text", { "": own, ...Object.fromEntries(names.map((name) => [name, name])) });
   return requestBox({
     about: "Turns each text into a vector. Below, how similar the texts are: the cosine of their vectors.",
-    fields: [texts.node],
+    fields: [texts.node, names.length ? prompt.node : null],
     button: "Compare",
     path: "v1/embeddings",
-    body: () => ({ model: model.id, input: lines(texts.value()) }),
+    body: () => ({ model: model.id, input: lines(texts.value()), prompt_name: prompt.value() }),
     show: ({ data, usage }, { input }) => {
       const vectors = data.slice(0, MOST_IN_MATRIX).map(({ embedding }) => embedding);
       const left = data.length > vectors.length ? `; the first ${MOST_IN_MATRIX} are compared` : "";

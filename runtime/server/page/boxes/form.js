@@ -39,6 +39,13 @@ export function numberField(label, { min, max, step = 1, value = "", hint = null
   return { node: labelled(label, control, hint, { class: "field number" }), control, value: read };
 }
 
+/** One of several; `choices` by value, `value()` is undefined where that is empty. */
+export function choice(label, choices, { hint = null } = {}) {
+  const options = Object.entries(choices).map(([value, name]) => element("option", { value }, name));
+  const control = element("select", {}, options);
+  return { node: labelled(label, control, hint), control, value: () => control.value || undefined };
+}
+
 /** A yes or no. */
 export function checkBox(label, checked = false) {
   const control = element("input", { type: "checkbox" });
@@ -113,5 +120,7 @@ function shortened(answer) {
     if (!Array.isArray(value) || value.length <= LONG || typeof value[0] !== "number") return value;
     return [...value.slice(0, LONG), `… ${value.length.toLocaleString("en")} numbers in all`];
   };
-  return JSON.stringify(answer, shorten, 2);
+  const text = JSON.stringify(answer, shorten, 2);
+  // A number a line would be long all the same.
+  return text.replace(/\[\s+((?:-?[\d.e-]+,\s+)+"… [^"]+")\s+\]/g, (_, items) => `[${items.replace(/\s*\n\s*/g, " ")}]`);
 }

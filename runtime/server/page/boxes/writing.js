@@ -38,8 +38,9 @@ class Pace {
 
   /** In words. A stopped answer has no count by the server; then its pieces are counted, mostly one for each token. */
   text() {
-    if (this.first === null) return this.end ?? "";
     const tokens = this.tokens ?? this.chunks;
+    if (this.end === "failed" && this.first === null) return "";
+    if (this.first === null) return [tokens ? counted(tokens, "token") : null, "no text", this.end].filter(Boolean).join(" · ");
     const seconds = (this.last - this.first) / 1000;
     const pace = seconds > 0 && tokens > 1 ? `${figure((tokens - 1) / seconds)} tokens/s` : null;
     const count = `${this.tokens === null ? "about " : ""}${counted(tokens, "token")}`;
@@ -72,7 +73,7 @@ export async function write({ path, body, piece, into, status, signal }) {
       }
       if (choice?.finish_reason) pace.end = ENDS[choice.finish_reason] ?? choice.finish_reason;
       if (event.usage) pace.tokens = event.usage.completion_tokens;
-      status.textContent = pace.text();
+      if (pace.first !== null) status.textContent = pace.text();
     }
     finish(pace.end);
   } catch (error) {
