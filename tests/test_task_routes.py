@@ -64,18 +64,23 @@ def vectors(answer: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.array([one["embedding"] for one in answer["data"]], np.float32)
 
 
+def near(numbers: Any) -> Any:
+    """Other sequences of a batch may change the last digit."""
+    return pytest.approx(numbers, rel=1e-5, abs=1e-6)
+
+
 def test_vectors_are_those_of_the_model(client: TestClient) -> None:
     expected = model(client, "embedder").embed(TEXTS)
     answer = ask(client, "/v1/embeddings", input=TEXTS, model="embedder", user="someone")
-    assert vectors(answer).tobytes() == expected.tobytes()
+    assert vectors(answer) == near(expected)
     assert (answer["object"], answer["model"], answer["data"][0]["object"]) == ("list", "embedder", "embedding")
     tokens = sum(len(one) for one in model(client, "embedder").tokenizer.encode(TEXTS))
     assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
     one = ask(client, "/v1/embeddings", input=TEXTS[0])
-    assert vectors(one).tobytes() == model(client, "embedder").embed(TEXTS[0]).tobytes()
+    assert vectors(one) == near(model(client, "embedder").embed(TEXTS[0]))
     coded = ask(client, "/v1/embeddings", input=TEXTS, encoding_format="base64")
     decoded = [np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in coded["data"]]
-    assert np.stack(decoded).tobytes() == expected.tobytes()
+    assert np.stack(decoded).tobytes() == vectors(answer).tobytes()  # no digit is lost in JSON
     assert len(vectors(ask(client, "/v1/embeddings", input="a", dimensions=expected.shape[1]))) == 1
 
 
@@ -88,9 +93,9 @@ def test_token_ids_are_read_as_the_text_they_are_of(client: TestClient) -> None:
     for special in (False, True):
         ids = [whole.encode(text, add_special_tokens=special).ids for text in texts]
         answer = ask(client, "/v1/embeddings", input=ids)
-        assert vectors(answer).tobytes() == expected.tobytes()
+        assert vectors(answer) == near(expected)
         assert max(map(len, ids)) > MAX_LENGTH  # one is cut
-        assert vectors(ask(client, "/v1/embeddings", input=ids[0])).tobytes() == embedder.embed(texts[0]).tobytes()
+        assert vectors(ask(client, "/v1/embeddings", input=ids[0])) == near(embedder.embed(texts[0]))
         assert answer["usage"]["prompt_tokens"] == sum(len(one) for one in embedder.tokenizer.encode(texts))
 
 
@@ -112,13 +117,13 @@ def test_prompts_are_put_before_texts(prompted: TestClient) -> None:
         ({"prompt": ""}, {"prompt": ""}),
     ):
         answer = ask(prompted, "/v1/embeddings", input="cat", **body)
-        assert vectors(answer).tobytes() == embedder.embed("cat", **options).tobytes()
+        assert vectors(answer) == near(embedder.embed("cat", **options))
     with_prompt, without = (vectors(ask(prompted, "/v1/embeddings", input="cat", **b)) for b in ({}, {"prompt": ""}))
-    assert with_prompt.tobytes() != without.tobytes()
-    assert "there is no prompt" not in refusal(prompted, "/v1/embeddings", input="cat", prompt_name="x")["message"]
+    assert not np.allclose(with_prompt, without, atol=1e-3)
+    assert "has no prompt 'x'" in refusal(prompted, "/v1/embeddings", input="cat", prompt_name="x")["message"]
     ids = embedder.tokenizer.backend.encode("cat", add_special_tokens=False).ids
     assert "puts its prompt 'query' before" in refusal(prompted, "/v1/embeddings", input=ids)["message"]
-    assert vectors(ask(prompted, "/v1/embeddings", input=ids, prompt="")).tobytes() == without.tobytes()
+    assert vectors(ask(prompted, "/v1/embeddings", input=ids, prompt="")) == near(without)
 
 
 def test_dimensions_that_a_bundle_does_not_promise_are_refused(client: TestClient) -> None:
@@ -208,7 +213,8 @@ def test_entities_are_those_of_the_model(client: TestClient) -> None:
         expected = tagger.tag(texts, **options)
         answer = ask(client, "/tag", input=texts, **options)
         assert answer["data"] == [[approximately(entity) for entity in entities] for entities in expected]
-        assert ask(client, "/tag", input=texts[0], **options)["data"] == answer["data"][0]
+        one = ask(client, "/tag", input=texts[0], **options)["data"]
+        assert one == [approximately(entity) for entity in tagger.tag(texts[0], **options)]
     assert answer["usage"]["prompt_tokens"] > MAX_LENGTH
     assert refusal(client, "/tag", input="a", stride=MAX_LENGTH // 2 + 1)["param"] == "stride"
 
