@@ -190,7 +190,11 @@ def test_labels_are_those_of_the_model(client: TestClient) -> None:
     paired = ask(client, "/classify", input=[pair, "a"])["data"]
     assert paired == [approximately(one) for one in classifier.classify([("my order", "was not sent"), "a"])]
     assert ask(client, "/classify", input=pair)["data"] == approximately(classifier.classify(tuple(pair.values())))
-    assert ask(client, "/classify", input="a", model="nli")["data"]["label"] in ("entailment", "neutral", "contradiction")
+    assert ask(client, "/classify", input="a", model="nli")["data"]["label"] in (
+        "entailment",
+        "neutral",
+        "contradiction",
+    )
 
 
 def test_own_labels_are_scored(client: TestClient) -> None:
@@ -203,7 +207,9 @@ def test_own_labels_are_scored(client: TestClient) -> None:
     assert answer["data"]["scores"] == pytest.approx(dict(list(expected.scores.items())[:2]))
     assert "entailment" in refusal(client, "/zero-shot", input="a", labels=labels, model="classifier")["message"]
     for hypothesis in ("{:>999999999}", "{}{}", "none", "{0.__class__}"):
-        assert "the hypothesis" in refusal(client, "/zero-shot", input="a", labels=["a"], hypothesis=hypothesis)["message"]
+        assert (
+            "the hypothesis" in refusal(client, "/zero-shot", input="a", labels=["a"], hypothesis=hypothesis)["message"]
+        )
 
 
 def test_entities_are_those_of_the_model(client: TestClient) -> None:
@@ -222,7 +228,11 @@ def test_entities_are_those_of_the_model(client: TestClient) -> None:
 def test_answers_are_those_of_the_model(client: TestClient) -> None:
     reader = model(client, "reader")
     questions, contexts = ["where is ada?", "was it sent?"], ["Ada is in London. " * 20, "it was not sent"]
-    for options in ({}, {"top_k": 2, "allow_no_answer": True}, {"window_tokens": 20, "stride": 5, "align_to_words": False}):
+    for options in (
+        {},
+        {"top_k": 2, "allow_no_answer": True},
+        {"window_tokens": 20, "stride": 5, "align_to_words": False},
+    ):
         expected = reader.answer(questions, contexts, **options)
         answer = ask(client, "/answer", question=questions, context=contexts, **options)
         assert answer["data"] == approximately(expected)
@@ -294,9 +304,7 @@ def test_windows_of_a_long_question_are_refused_before_they_are_made(client: Tes
     assert "would be read as 6,400,000" in error["message"]
 
 
-def test_guards_see_what_token_ids_say(
-    served: Models, client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_guards_see_what_token_ids_say(served: Models, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
     async def check_input(self: Call, texts: list[str]) -> None:

@@ -52,7 +52,8 @@ _Text, _Pair = Annotated[str, Tag("(text)")], Annotated[Pair, Tag("(pair)")]
 Item = Annotated[_Text | _Pair, Discriminator(_kind_of_item, "text_or_pair", _ITEM)]
 Items = Annotated[list[Item], Field(min_length=1, fail_fast=True)]
 Input = Annotated[
-    _Text | _Pair | Annotated[Items, Tag("(list)")], Discriminator(_kind, "classify_input", f"{_ITEM}, or a list of them")
+    _Text | _Pair | Annotated[Items, Tag("(list)")],
+    Discriminator(_kind, "classify_input", f"{_ITEM}, or a list of them"),
 ]
 
 

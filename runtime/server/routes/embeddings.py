@@ -118,9 +118,7 @@ async def embed(body: EmbeddingRequest, request: Request, service: TheService) -
     if body.encoding_format == "base64":
         encoded = [base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode() for vector in vectors]
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(encoded)]
-    return json_response(
-        {"object": "list", "data": data, "model": served.name, "usage": usage_of(call.report.tokens)}
-    )
+    return json_response({"object": "list", "data": data, "model": served.name, "usage": usage_of(call.report.tokens)})
 
 
 def _items(given: Any) -> list[Any]:

@@ -154,7 +154,11 @@ async def rerank_documents(body: RerankDocumentsRequest, request: Request, servi
 
 
 async def _rank(
-    body: RerankRequest | RerankDocumentsRequest, request: Request, service: TheService, texts: list[str], **options: Any
+    body: RerankRequest | RerankDocumentsRequest,
+    request: Request,
+    service: TheService,
+    texts: list[str],
+    **options: Any,
 ) -> tuple[Call, Any]:
     served = service.models.find(body.model, "text-ranking")
     check_items(len(texts), service.settings.limits, "texts" if isinstance(body, RerankRequest) else "documents")
