@@ -159,6 +159,11 @@ class _Chat(Body):
             "messages[0].content is 5; it should be a string or a list",
         ),
         (
+            {"messages": [{"role": "a", "content": {}}]},
+            "messages[0].content",
+            "is an object; it should be a string or a",
+        ),
+        (
             {"messages": [{"role": "a", "content": [{"text": 5}]}]},
             "messages[0].content[0].text",
             "messages[0].content[0].text is 5; it should be a string",
@@ -188,9 +193,16 @@ def refused(model: type[BaseModel], content: bytes) -> RequestError:
 
 
 @pytest.mark.parametrize(
-    "header", ["text/plain", "", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a", "application/jsonx",
-               "application/json; charset=latin-1"],
-)  # fmt: skip
+    "header",
+    [
+        "text/plain",
+        "",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=a",
+        "application/jsonx",
+        "application/json; charset=latin-1",
+    ],
+)
 def test_only_what_is_said_to_be_json_is_read(client: TestClient, header: str) -> None:
     response = client.post("/v1/embeddings", content=b'{"input": "a"}', headers={"Content-Type": header})
     assert response.status_code == 415

@@ -73,9 +73,9 @@ def test_what_cannot_be_loaded_is_named_before_anything_is_loaded(
 
     monkeypatch.setattr(registry, "load", unwanted)
     good = ServedBundle(str(task_bundles["embedder"]))
-    with pytest.raises(InvalidBundleError, match="^mine: there is no bundle folder at"):
+    with pytest.raises(InvalidBundleError, match=r"^mine: there is no bundle folder at"):
         load(good, ServedBundle(str(tmp_path / "none"), "mine"))
-    with pytest.raises(InvalidBundleError, match="^nli: the bundle has no variant 'int1'; it has: fp32"):
+    with pytest.raises(InvalidBundleError, match=r"^nli: the bundle has no variant 'int1'; it has: fp32"):
         load(good, ServedBundle(str(task_bundles["nli"]), variant="int1"))
 
 
@@ -90,7 +90,7 @@ def test_what_fails_while_it_is_loaded_is_named_and_the_others_are_closed(
         load(ServedBundle(str(task_bundles["embedder"])), ServedBundle(str(broken)))
     assert "\n" not in str(caught.value)
     assert set(threading.enumerate()) <= before
-    with pytest.raises(InvalidInputError, match="^embedder: settings is 'fastest'"):
+    with pytest.raises(InvalidInputError, match=r"^embedder: settings is 'fastest'"):
         load(ServedBundle(str(task_bundles["embedder"]), settings="fastest"))
 
 
