@@ -163,7 +163,7 @@ def test_texts_are_cut_where_it_is_asked_for(client: TestClient) -> None:
     assert {one["score"] for one in right} >= {cats}
     assert {one["score"] for one in left} >= {dogs}
     error = refusal(client, "/rerank", truncate=False, **texts)
-    assert "pair 0 has 204 tokens" in error["message"]
+    assert "pair 0 has 201 tokens" in error["message"]
 
 
 def test_documents_are_ranked_as_jina_and_cohere_do(client: TestClient) -> None:

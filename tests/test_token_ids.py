@@ -77,9 +77,7 @@ def test_long_pairs_are_cut_without_windows_of_what_is_cut_off(made: Tokenizer) 
 
 def test_what_must_not_be_cut_is_refused(made: Tokenizer) -> None:
     assert len(made.encode(["the cat", ("the", "cat")], None)) == 2
-    with pytest.raises(
-        InvalidInputError, match=r"text 1 has \d+ tokens, special ones included, and the model reads 12"
-    ):
+    with pytest.raises(InvalidInputError, match=r"text 1 has \d+ tokens and the model reads \d+ beside special ones"):
         made.encode(["the", "cat dog " * 20], None)
     with pytest.raises(InvalidInputError, match=r"pair 0 has \d+ tokens"):
         made.encode([("the", "cat dog " * 20)], None)
@@ -169,4 +167,19 @@ def test_what_a_long_question_makes_of_a_long_context_is_counted_first(tmp_path:
     assert len(model.answer(["a"] * 20, ["b"] * 20, most_tokens=20 * 5)) == 20
     with pytest.raises(InvalidInputError, match="most_tokens is 0"):
         model.answer("a", "b", most_tokens=0)
+    model.close()
+
+
+def test_tagging_counts_while_it_reads(tmp_path: Path) -> None:
+    model = onnxpress.load(make_bundle(tmp_path / "b", "token-classification"), threads=1, task="token-classification")
+    texts = ["ada was in london " * 40, "", "my cat", "ada " * 100]
+    windows = [window for one in model.tokenizer.encode(texts, stride=15) for window in (one, *one.overflowing)]
+    tokens = sum(map(len, windows))
+    assert model.tag(texts, most_tokens=tokens) == model.tag(texts)
+    assert model.tag(texts, most_tokens=100_000) == model.tag(texts)
+    assert model.tag([], most_tokens=1) == []
+    with pytest.raises(InvalidInputError, match=f"more than {tokens - 1} tokens together"):
+        model.tag(texts, most_tokens=tokens - 1)
+    with pytest.raises(InvalidInputError, match="more than 10 tokens together"):
+        model.tag(texts, most_tokens=10)
     model.close()

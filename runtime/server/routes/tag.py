@@ -87,7 +87,13 @@ async def tag(body: TagRequest, request: Request, service: TheService) -> Respon
         raise RequestError(400, message, param="stride", code="invalid_input")
     call = Call.of(request, service, served)
     await call.check_input(texts)
-    found = await call.run.tag(texts, strategy=body.strategy, ignore_labels=body.ignore_labels, stride=body.stride)
+    found = await call.run.tag(
+        texts,
+        strategy=body.strategy,
+        ignore_labels=body.ignore_labels,
+        stride=body.stride,
+        most_tokens=service.settings.limits.tokens,
+    )
     check_finite([entity.score for entities in found for entity in entities])
     data = found if isinstance(body.input, list) else found[0]
     return json_response({"model": served.name, "data": data, "usage": usage_of(call.report.tokens)})
