@@ -177,8 +177,8 @@ class Tagger(TaskModel):
             tokens += sum(len(window) for one in encodings for window in (one, *one.overflowing))
             if tokens > most_tokens:
                 raise InvalidInputError(
-                    f"the texts have more than {most_tokens:,} tokens together, in windows that share some; no more are "
-                    "allowed, so send fewer at once"
+                    f"the texts have more than {most_tokens:,} tokens together, in windows that share some; no more "
+                    "are allowed, so send fewer at once"
                 )
             made += encodings
             start, characters = end, 0
