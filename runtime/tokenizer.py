@@ -46,6 +46,32 @@ class TokenSequence:
         return len(self.ids)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Frame:
+    """What stands around the tokens of a text, or of two."""
+
+    special: list[list[tuple[int, int]]]
+    """Special tokens, each with its segment: before the first text, after it, and after the second."""
+    segments: list[int]
+    """Of the tokens of each text."""
+
+    @property
+    def special_tokens(self) -> int:
+        return sum(map(len, self.special))
+
+    def ids(self, place: int) -> list[int]:
+        return [token for token, _ in self.special[place]]
+
+    def fill(self, parts: Sequence[list[int]]) -> TokenSequence:
+        ids, types = self.ids(0), [segment for _, segment in self.special[0]]
+        for part, segment, after in zip(parts, self.segments, self.special[1:], strict=True):
+            ids += part
+            types += [segment] * len(part)
+            ids += [token for token, _ in after]
+            types += [kind for _, kind in after]
+        return TokenSequence(ids, types)
+
+
 class Tokenizer:
     """A loaded tokenizer with the bundle's truncation. Safe to call from many threads."""
 
@@ -96,23 +122,19 @@ class Tokenizer:
             side: where texts are cut; None for the tokenizer's own side.
 
         Returns:
-            an encoding for each text; a pair that is cut may be a `TokenSequence` where there is no stride.
+            an encoding for each text; without a stride it may be a `TokenSequence`.
 
         Raises:
             InvalidInputError: an item is not a text, or is longer than `MAX_TEXT_CHARACTERS`, or the text of a pair
                 that must not be cut leaves no room for the other; the message gives the item's index.
         """
-        prepared = [self._prepare(index, text) for index, text in enumerate(texts)]
+        prepared = self.check(texts)
         side = side or self._side
         most = max_length or self.settings.max_length
         with tokenizing():
             if cut is not None and (stride is not None or not self._cut_here(prepared, cut, most)):
                 return self._encode(prepared, (cut, stride or 0, most, side), stride)
-            encodings = self._encode(prepared, None, None)
-        for index, encoding in enumerate(encodings):
-            if len(encoding) > most:
-                encodings[index] = self._cut(index, encoding, cut, most, side)
-        return encodings
+            return self._join(prepared, cut, most, side)
 
     def encode_ids(self, sequences: Iterable[Sequence[int]]) -> list[TokenSequence]:
         """Texts that are tokens already, as `encode` would have them of a text: with the special tokens that a text
@@ -125,19 +147,16 @@ class Tokenizer:
         Raises:
             InvalidInputError: a sequence is empty, or the tokenizer has no such token; the message gives the index.
         """
-        before, after, segment = self._around()
-        begin, end = [one for one, _ in before], [one for one, _ in after]
-        room = max(1, self.settings.max_length - len(begin) - len(end))
+        frame = self._frame(pairs=False)
+        opening, closing = frame.ids(0), frame.ids(1)
         made = []
         for index, sequence in enumerate(sequences):
             ids = list(sequence)
             self._check_ids(index, ids)
-            special = len(begin) + len(end)
-            if special and len(ids) >= special and ids[: len(begin)] == begin and ids[len(ids) - len(end) :] == end:
-                ids = ids[len(begin) : len(ids) - len(end)]
-            ids = ids[:room] if self._side == "right" else ids[max(0, len(ids) - room) :]
-            types = [*(kind for _, kind in before), *([segment] * len(ids)), *(kind for _, kind in after)]
-            made.append(TokenSequence([*begin, *ids, *end], types))
+            special = len(opening) + len(closing)
+            if special and len(ids) >= special and ids[: len(opening)] == opening and _ends_with(ids, closing):
+                ids = ids[len(opening) : len(ids) - len(closing)]
+            made.append(frame.fill([_cut(ids, max(1, self.settings.max_length - special), self._side)]))
         return made
 
     def _check_ids(self, index: int, ids: Sequence[int]) -> None:
@@ -153,13 +172,20 @@ class Tokenizer:
                     f"{self.backend.get_vocab_size():,} tokens: is the text tokenized with that of another model?"
                 )
 
-    def _around(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]], int]:
-        """Special tokens before and after a text, each with its segment; the segment of the text."""
+    def _frame(self, *, pairs: bool) -> _Frame:
+        # Two texts and what stands around them may be more than the model reads.
+        backend = self._backend(None if pairs else self._usual)
         with tokenizing():
-            sample = self.backend.encode(_SAMPLE)
-        mask, tokens = sample.special_tokens_mask, list(zip(sample.ids, sample.type_ids, strict=True))
-        inside = [position for position, special in enumerate(mask) if not special]
-        return tokens[: inside[0]], tokens[inside[-1] + 1 :], tokens[inside[0]][1]
+            sample = backend.encode(_SAMPLE, _SAMPLE) if pairs else backend.encode(_SAMPLE)
+        special: list[list[tuple[int, int]]] = [[]]
+        segments: list[int] = []
+        for token, segment, part in zip(sample.ids, sample.type_ids, sample.sequence_ids, strict=True):
+            if part is None:
+                special[-1].append((token, segment))
+            elif part == len(segments):  # the first token of a text
+                segments.append(segment)
+                special.append([])
+        return _Frame(special, segments)
 
     def _cut_here(self, prepared: Sequence[TextOrPair], cut: Cut, most: int) -> bool:
         """Whether pairs among the texts are cut by us and not by the library."""
@@ -171,36 +197,51 @@ class Tokenizer:
                 return True
         return False
 
-    def _cut(self, index: int, encoding: tokenizers.Encoding, cut: Cut | None, most: int, side: Side) -> TokenSequence:
-        """What the library would keep of an encoding that is too long."""
-        sequence_of = encoding.sequence_ids
-        parts = [[place for place, part in enumerate(sequence_of) if part == number] for number in (0, 1)]
+    def _join(
+        self, prepared: Sequence[TextOrPair], cut: Cut | None, most: int, side: Side
+    ) -> list[tokenizers.Encoding]:
+        """What the library would make of texts and pairs, each different text tokenized once: a query of many pairs, or
+        the text of many hypotheses."""
+        items = [item if isinstance(item, tuple) else (item,) for item in prepared]
+        texts = list(dict.fromkeys(text for item in items for text in item))
+        ids_of = {text: one.ids for text, one in zip(texts, self._encode(texts, None, None), strict=True)}
+        frames = {size: self._frame(pairs=size == 2) for size in set(map(len, items))}
+        made = []
+        for index, item in enumerate(items):
+            frame, parts = frames[len(item)], [ids_of[text] for text in item]
+            room = most - frame.special_tokens
+            if sum(map(len, parts)) > room:
+                kept = self._kept(index, [len(part) for part in parts], room, cut)
+                parts = [_cut(part, count, side) for part, count in zip(parts, kept, strict=True)]
+            made.append(frame.fill(parts))
+        return made
+
+    def _kept(self, index: int, lengths: Sequence[int], room: int, cut: Cut | None) -> Sequence[int]:
+        """How many tokens are kept of a text, or of each of two."""
         if cut is None:
-            kind = "text" if not parts[1] else "pair"
+            kind = "text" if len(lengths) == 1 else "pair"
             raise InvalidInputError(
-                f"{kind} {index} has {len(encoding):,} tokens, special ones included, and the model reads {most:,}; "
-                "shorten it, or let it be cut"
+                f"{kind} {index} has {sum(lengths):,} tokens and the model reads {room:,} beside special ones; shorten "
+                "it, or let it be cut"
             )
-        kept = _lengths(len(parts[0]), len(parts[1]), most - sequence_of.count(None), cut)
+        if len(lengths) == 1:
+            return [room]
+        kept = _lengths(lengths[0], lengths[1], room, cut)
         if kept is None:
             raise InvalidInputError(self._no_room(index, cut))
-        gone: set[int] = set()
-        for places, count in zip(parts, kept, strict=True):
-            gone.update(places[count:] if side == "right" else places[: len(places) - count])
-        places = [place for place in range(len(encoding)) if place not in gone]
-        ids, types = encoding.ids, encoding.type_ids
-        return TokenSequence([ids[place] for place in places], [types[place] for place in places])
+        return kept
 
     def _encode(
-        self, prepared: list[TextOrPair], truncation: _Truncation | None, stride: int | None
+        self, prepared: Sequence[TextOrPair], truncation: _Truncation | None, stride: int | None
     ) -> list[tokenizers.Encoding]:
-        backend = self._backend(truncation)
+        """By the library. Without truncation also without special tokens."""
+        backend, special = self._backend(truncation), truncation is not None
         try:
             if len(prepared) == 1:  # no thread hand-over for one text
-                return [_encode_one(backend, prepared[0])]
+                return [_encode_one(backend, prepared[0], special)]
             # The fast form leaves out the offsets; who asks for windows needs them.
             encode = backend.encode_batch_fast if stride is None else backend.encode_batch
-            encodings: list[tokenizers.Encoding] = encode(prepared)
+            encodings: list[tokenizers.Encoding] = encode(prepared, add_special_tokens=special)
             return encodings
         except (TypeError, UnicodeEncodeError) as error:
             raise InvalidInputError(_unencodable(prepared)) from error
@@ -229,6 +270,14 @@ class Tokenizer:
                 self._copies[truncation] = copy
             return self._copies[truncation]
 
+    def check(self, texts: Sequence[TextOrPair]) -> list[TextOrPair]:
+        """The texts as a list.
+
+        Raises:
+            InvalidInputError: as of `encode`, for what need not be tokenized to be seen.
+        """
+        return [self._prepare(index, text) for index, text in enumerate(texts)]
+
     def _prepare(self, index: int, item: TextOrPair) -> TextOrPair:
         texts = item if isinstance(item, tuple) else (item,)
         if isinstance(item, tuple) and len(item) != 2:
@@ -253,7 +302,7 @@ class Tokenizer:
         """The sentence for the first pair whose other text alone is too long."""
         for index, text in enumerate(texts):
             try:
-                _encode_one(backend, text)
+                _encode_one(backend, text, truncation is not None)
             # The same plain Exception as for all of them together.
             except Exception:  # noqa: BLE001
                 if truncation is not None:
@@ -274,8 +323,17 @@ _MOST_ID = 2**32 - 1  # the library's
 _MOST_COPIES = 16  # of a tokenizer that may hold a vocabulary of 250,000
 
 
-def _encode_one(backend: tokenizers.Tokenizer, text: TextOrPair) -> tokenizers.Encoding:
-    return backend.encode(*text) if isinstance(text, tuple) else backend.encode(text)
+def _encode_one(backend: tokenizers.Tokenizer, text: TextOrPair, special: bool) -> tokenizers.Encoding:
+    texts = text if isinstance(text, tuple) else (text,)
+    return backend.encode(*texts, add_special_tokens=special)
+
+
+def _cut(ids: list[int], count: int, side: Side) -> list[int]:
+    return ids[:count] if side == "right" else ids[max(0, len(ids) - count) :]
+
+
+def _ends_with(ids: list[int], end: list[int]) -> bool:
+    return ids[len(ids) - len(end) :] == end
 
 
 def prompt_length(tokenizer: tokenizers.Tokenizer, prompt: str) -> int:

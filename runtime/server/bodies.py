@@ -29,6 +29,11 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+def with_example(value: dict[str, Any]) -> ConfigDict:
+    """The configuration of a model that the documentation shows with this value."""
+    return ConfigDict(json_schema_extra={"examples": [value]})
+
+
 Name = Annotated[
     str | None,
     Field(description="Which of the models (see `/v1/models`); not needed where one alone fits the route."),

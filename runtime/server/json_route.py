@@ -5,6 +5,7 @@ solves a graph of dependencies for each request."""
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -37,7 +38,7 @@ class JsonRoute(APIRoute):
         names = set(inspect.signature(self.endpoint).parameters)
         if not names <= {"body", "request", "service"}:
             raise TypeError(f"{self.path} takes {', '.join(names)}; a route here takes body, request and service")
-        model: type[BaseModel] = self.body_field.field_info.annotation
+        model: type[BaseModel] = typing.get_type_hints(self.endpoint)["body"]
         endpoint: Callable[..., Awaitable[Response]] = self.endpoint
 
         async def handle(request: Request) -> Response:

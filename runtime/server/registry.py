@@ -43,7 +43,8 @@ class ServedModel:
             return state.waiting / state.rows
         if not state.sequences:
             return 0.0
-        return state.waiting * state.run_seconds / state.sequences / self.model.encoder.graph.workers
+        workers: int = self.model.encoder.graph.workers
+        return state.waiting * state.run_seconds / state.sequences / workers
 
     @property
     def generator(self) -> Generator:

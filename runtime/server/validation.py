@@ -47,7 +47,7 @@ def body_error(error: ValidationError, content: bytes, model: type[BaseModel]) -
         reason = details[0].get("ctx", {}).get("error", "")
         return _refusal(f"the body is not JSON: {reason}", None, "invalid_json")
     document = from_json(content)
-    placed = [(_place(detail["loc"], document), detail) for detail in details]
+    placed = [(_place(detail, document), detail) for detail in details]
     # Of a union each member says what it misses. The one that came furthest is meant.
     field = placed[0][0][:1]
     place = max((place for place, _ in placed if place[:1] == field), key=len)
@@ -58,16 +58,18 @@ def _refusal(message: str, place: Place | None, code: str = "invalid_body") -> R
     return RequestError(400, message, code=code, param=_render(place) if place else None)
 
 
-def _place(location: Sequence[str | int], document: Any) -> Place:
+def _place(detail: ErrorDetails, document: Any) -> Place:
     """Where in the body an error is. Pydantic's location has the names of the members of unions too."""
     place: list[str | int] = []
-    here = document
-    for part in location:
-        if isinstance(here, dict) and part in here:
+    here: Any = document
+    for part in detail["loc"]:
+        if isinstance(here, list):
+            inside = isinstance(part, int) and part < len(here)
+        else:
+            inside = isinstance(here, dict) and part in here
+        if inside:
             here = here[part]
-        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
-            here = here[part]
-        elif not (isinstance(here, dict) and part == location[-1] and isinstance(part, str)):  # one that is missing
+        elif detail["type"] != "missing" or part != detail["loc"][-1]:
             continue
         place.append(part)
     return tuple(place)

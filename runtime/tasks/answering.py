@@ -192,10 +192,12 @@ class Reader(TaskModel):
         if tokens(map(len, contexts)) <= most:
             return
         alone = self.tokenizer.backend.num_special_tokens_to_add(False)
-        lengths = [
-            sum(len(window) - alone for window in (encoding, *encoding.overflowing))
-            for encoding in self.tokenizer.encode(contexts, stride=0)
-        ]
+        different = list(dict.fromkeys(contexts))
+        length_of = {
+            context: sum(len(window) - alone for window in (encoding, *encoding.overflowing))
+            for context, encoding in zip(different, self.tokenizer.encode(different, stride=0), strict=True)
+        }
+        lengths = [length_of[context] for context in contexts]
         if (found := tokens(lengths)) > most:
             raise InvalidInputError(
                 f"the contexts have {sum(lengths):,} tokens and would be read as {found:,}, in windows that share some "

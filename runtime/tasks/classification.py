@@ -195,7 +195,9 @@ def _hypotheses(labels: Sequence[str], hypothesis: str) -> list[str]:
         raise InvalidInputError(f"the hypothesis {hypothesis!r:.200} cannot be filled in: {error}") from error
     # Nothing but a plain place: a width could make texts of any length, a name could read what is not meant for it.
     if fields != [("", "", None)]:
-        raise InvalidInputError(f"the hypothesis {hypothesis!r:.200} needs one {{}}, for the label, and no other braces")
+        raise InvalidInputError(
+            f"the hypothesis {hypothesis!r:.200} needs one {{}}, for the label, and no other braces"
+        )
     return [hypothesis.format(label) for label in labels]
 
 

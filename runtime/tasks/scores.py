@@ -8,7 +8,6 @@ import numpy as np
 
 from onnxpress.runtime.encoder import FloatArray
 
-
 ScoreFunction = Literal["softmax", "sigmoid", "identity"]
 FUNCTIONS: tuple[ScoreFunction, ...] = get_args(ScoreFunction)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 from onnxpress.runtime.encoder import Encoder
-from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.errors import InvalidInputError, require_whole
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.tasks.base import TaskModel
 from onnxpress.runtime.tasks.entities import (
@@ -22,6 +22,9 @@ from onnxpress.runtime.tasks.entities import (
 )
 from onnxpress.runtime.tasks.steps import Steps, Work, in_steps
 from onnxpress.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
 
 
 class Tagger(TaskModel):
@@ -40,7 +43,13 @@ class Tagger(TaskModel):
     # A str is an iterable of str too: the first signature that fits counts.
     @overload
     def tag(  # type: ignore[overload-overlap]
-        self, texts: str, *, strategy: Strategy = ..., ignore_labels: Sequence[str] = ..., stride: int | None = ...
+        self,
+        texts: str,
+        *,
+        strategy: Strategy = ...,
+        ignore_labels: Sequence[str] = ...,
+        stride: int | None = ...,
+        most_tokens: int | None = ...,
     ) -> list[Entity]: ...
 
     @overload
@@ -51,6 +60,7 @@ class Tagger(TaskModel):
         strategy: Strategy = ...,
         ignore_labels: Sequence[str] = ...,
         stride: int | None = ...,
+        most_tokens: int | None = ...,
     ) -> list[list[Entity]]: ...
 
     @in_steps
@@ -61,6 +71,7 @@ class Tagger(TaskModel):
         strategy: Strategy = "simple",
         ignore_labels: Sequence[str] = ("O",),
         stride: int | None = None,
+        most_tokens: int | None = None,
     ) -> Steps[list[Entity] | list[list[Entity]]]:
         """Find entities, as transformers' pipeline does with the same `aggregation_strategy` and `stride`.
 
@@ -71,13 +82,16 @@ class Tagger(TaskModel):
                 tokenizer does not mark how words go on, whatever stands between two spaces is a word.
             ignore_labels: labels to leave out; for entities without `B-` and `I-`.
             stride: tokens that neighbouring windows of a long text have in common; a quarter of a window if None.
+            most_tokens: of all windows of all texts together; with more it is an error, before all are made. None for
+                no limit.
 
         Returns:
             the entities of a text in its order; for more texts than one, a list of them for each. With the strategy
             none, a token that is in several windows is taken from the one that shows most around it.
 
         Raises:
-            InvalidInputError: an item is not a text, or there is no such strategy or stride.
+            InvalidInputError: an item is not a text, there is no such strategy or stride, or there is more to read
+                than `most_tokens`.
             ForkError: called in another process than the one that loaded the model.
         """
         self.encoder.check_process()
@@ -87,7 +101,8 @@ class Tagger(TaskModel):
         if isinstance(ignore_labels, str):
             raise InvalidInputError(f"ignore_labels is {ignore_labels!r}; give a list of labels: [{ignore_labels!r}]")
         shared = self._shared_tokens(stride)
-        read = yield from self._read(items, shared)
+        require_whole("most_tokens", most_tokens, or_none=True)
+        read = yield from self._read(items, shared, most_tokens)
         results = [
             self._entities(text, windows, strategy, ignore_labels, shared)
             for text, windows in zip(items, read, strict=True)
@@ -128,14 +143,16 @@ class Tagger(TaskModel):
             )
         return stride
 
-    def _read(self, texts: Sequence[str], shared: int) -> Steps[list[list[list[Token]]]]:
+    def _read(
+        self, texts: Sequence[str], shared: int, most_tokens: int | None = None
+    ) -> Steps[list[list[list[Token]]]]:
         """Tokens with scores: for each text, for each of its windows. A window without tokens is left out."""
         for number, text in enumerate(texts):
             if not isinstance(text, str):  # pairs of texts too, which the tokenizer would take
                 raise InvalidInputError(f"text {number} is of type {type(text).__name__}; give a str")
         windows = [
             (number, window)
-            for number, encoding in enumerate(self.tokenizer.encode(texts, stride=shared))
+            for number, encoding in enumerate(self._encode(texts, shared, most_tokens))
             for window in (encoding, *encoding.overflowing)
             if not all(window.special_tokens_mask)
         ]
@@ -144,6 +161,28 @@ class Tagger(TaskModel):
         for (number, window), output in zip(windows, outputs, strict=True):
             read[number].append(read_tokens(texts[number], window, output["logits"], self._vocabulary))
         return read
+
+    def _encode(self, texts: Sequence[str], shared: int, most_tokens: int | None) -> list[tokenizers.Encoding]:
+        """The texts with all their windows; some at a time, so that not all are made of what is too much."""
+        if most_tokens is None:
+            return self.tokenizer.encode(texts, stride=shared)
+        self.tokenizer.check(texts)
+        made: list[tokenizers.Encoding] = []
+        tokens = start = characters = 0
+        for end, text in enumerate(texts, 1):
+            characters += len(text)
+            if characters < most_tokens and end < len(texts):
+                continue
+            encodings = self.tokenizer.encode(texts[start:end], stride=shared)
+            tokens += sum(len(window) for one in encodings for window in (one, *one.overflowing))
+            if tokens > most_tokens:
+                raise InvalidInputError(
+                    f"the texts have more than {most_tokens:,} tokens together, in windows that share some; no more "
+                    "are allowed, so send fewer at once"
+                )
+            made += encodings
+            start, characters = end, 0
+        return made
 
     def _entities(
         self, text: str, windows: Sequence[list[Token]], strategy: Strategy, ignored: Sequence[str], shared: int

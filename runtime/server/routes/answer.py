@@ -16,6 +16,7 @@ from onnxpress.runtime.server.bodies import (
     json_response,
     texts_of,
     usage_of,
+    with_example,
 )
 from onnxpress.runtime.server.calls import Call
 from onnxpress.runtime.server.json_route import model_router
@@ -50,11 +51,9 @@ class AnswerRequest(Body):
         True, description="Widen answers to words. For scripts without spaces between words false is mostly better."
     )
 
-    model_config = {
-        "json_schema_extra": {
-            "examples": [{"question": "When was it sent?", "context": "Your order was sent on Monday, by train."}]
-        }
-    }
+    model_config = with_example(
+        {"question": "When was it sent?", "context": "Your order was sent on Monday, by train."}
+    )
 
 
 class AnswerAnswer(BaseModel):
@@ -65,17 +64,13 @@ class AnswerAnswer(BaseModel):
     data: Answer | list[Answer] | list[list[Answer]]
     usage: Usage
 
-    model_config = {
-        "json_schema_extra": {
-            "examples": [
-                {
-                    "model": "reader",
-                    "data": {"text": "Monday", "score": 0.93, "start": 23, "end": 29, "no_answer_score": 0.001},
-                    "usage": {"prompt_tokens": 19, "total_tokens": 19},
-                }
-            ]
+    model_config = with_example(
+        {
+            "model": "reader",
+            "data": {"text": "Monday", "score": 0.93, "start": 23, "end": 29, "no_answer_score": 0.001},
+            "usage": {"prompt_tokens": 19, "total_tokens": 19},
         }
-    }
+    )
 
 
 @ROUTER.post("/answer", response_model=AnswerAnswer, summary="Answers that stand in a text")

@@ -21,6 +21,7 @@ from onnxpress.runtime.server.bodies import (
     json_response,
     texts_of,
     usage_of,
+    with_example,
 )
 from onnxpress.runtime.server.calls import Call
 from onnxpress.runtime.server.errors import RequestError
@@ -48,11 +49,13 @@ def _kind(value: Any) -> str | None:
 
 
 _ITEM = 'a string or {"text": ..., "text_pair": ...}'
-_Text, _Pair = Annotated[str, Tag("(text)")], Annotated[Pair, Tag("(pair)")]
+_Text = Annotated[str, Tag("(text)")]
+_Pair = Annotated[Pair, Tag("(pair)")]
 Item = Annotated[_Text | _Pair, Discriminator(_kind_of_item, "text_or_pair", _ITEM)]
 Items = Annotated[list[Item], Field(min_length=1, fail_fast=True)]
 Input = Annotated[
-    _Text | _Pair | Annotated[Items, Tag("(list)")], Discriminator(_kind, "classify_input", f"{_ITEM}, or a list of them")
+    _Text | _Pair | Annotated[Items, Tag("(list)")],
+    Discriminator(_kind, "classify_input", f"{_ITEM}, or a list of them"),
 ]
 
 
@@ -63,7 +66,7 @@ class ClassifyRequest(Body):
     model: Name = None
     top_k: int | None = Field(None, ge=1, description="Scores of only so many labels, the best.")
 
-    model_config = {"json_schema_extra": {"examples": [{"input": ["a fine film", "never again"], "top_k": 1}]}}
+    model_config = with_example({"input": ["a fine film", "never again"], "top_k": 1})
 
 
 class ClassifyAnswer(BaseModel):
@@ -73,23 +76,19 @@ class ClassifyAnswer(BaseModel):
     data: Classification | list[Classification]
     usage: Usage
 
-    model_config = {
-        "json_schema_extra": {
-            "examples": [
-                {
-                    "model": "sst2",
-                    "data": [{"label": "positive", "score": 0.99, "scores": {"positive": 0.99}}],
-                    "usage": {"prompt_tokens": 5, "total_tokens": 5},
-                }
-            ]
+    model_config = with_example(
+        {
+            "model": "sst2",
+            "data": [{"label": "positive", "score": 0.99, "scores": {"positive": 0.99}}],
+            "usage": {"prompt_tokens": 5, "total_tokens": 5},
         }
-    }
+    )
 
 
 @ROUTER.post("/classify", response_model=ClassifyAnswer, summary="Labels of texts")
 async def classify(body: ClassifyRequest, request: Request, service: TheService) -> Response:
-    """The best label of each text, its score, and the scores of all, best first: probabilities that sum to 1, or one for
-    each label of a model whose labels do not exclude each other."""
+    """The best label of each text, its score, and the scores of all, best first: probabilities that sum to 1, or one
+    for each label of a model whose labels do not exclude each other."""
     served = service.models.find(body.model, "text-classification", "zero-shot-classification")
     many = isinstance(body.input, list)
     items = body.input if isinstance(body.input, list) else [body.input]
@@ -112,11 +111,9 @@ class ZeroShotRequest(Body):
     )
     top_k: int | None = Field(None, ge=1, description="Scores of only so many labels, the best.")
 
-    model_config = {
-        "json_schema_extra": {
-            "examples": [{"input": "the parcel never came", "labels": ["delivery", "payment"], "multi_label": True}]
-        }
-    }
+    model_config = with_example(
+        {"input": "the parcel never came", "labels": ["delivery", "payment"], "multi_label": True}
+    )
 
 
 @ROUTER.post("/zero-shot", response_model=ClassifyAnswer, summary="Labels of your own for texts")
@@ -131,8 +128,8 @@ async def zero_shot(body: ZeroShotRequest, request: Request, service: TheService
     if (pairs := len(texts) * len(body.labels)) > limits.waiting:
         raise RequestError(
             400,
-            f"{len(texts):,} texts with {len(body.labels):,} labels are {pairs:,} pairs; at most {limits.waiting:,} fit "
-            "one request",
+            f"{len(texts):,} texts with {len(body.labels):,} labels are {pairs:,} pairs; at most {limits.waiting:,} "
+            "fit one request",
             param="labels",
             code="too_many_items",
         )

@@ -9,7 +9,17 @@ from fastapi import Request, Response
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from onnxpress.runtime.server.application import TheService
-from onnxpress.runtime.server.bodies import Body, Name, Texts, Usage, check_finite, check_items, json_response, usage_of
+from onnxpress.runtime.server.bodies import (
+    Body,
+    Name,
+    Texts,
+    Usage,
+    check_finite,
+    check_items,
+    json_response,
+    usage_of,
+    with_example,
+)
 from onnxpress.runtime.server.calls import Call
 from onnxpress.runtime.server.errors import RequestError
 from onnxpress.runtime.server.json_route import model_router
@@ -63,7 +73,7 @@ class EmbeddingRequest(Body):
     )
     user: str | None = Field(None, description="Taken and not used.")
 
-    model_config = {"json_schema_extra": {"examples": [{"model": "minilm", "input": ["where is my order?", "hello"]}]}}
+    model_config = with_example({"model": "minilm", "input": ["where is my order?", "hello"]})
 
 
 class Embedding(BaseModel):
@@ -82,18 +92,14 @@ class EmbeddingList(BaseModel):
     model: str
     usage: Usage
 
-    model_config = {
-        "json_schema_extra": {
-            "examples": [
-                {
-                    "object": "list",
-                    "data": [{"object": "embedding", "index": 0, "embedding": [0.0123, -0.0456]}],
-                    "model": "minilm",
-                    "usage": {"prompt_tokens": 7, "total_tokens": 7},
-                }
-            ]
+    model_config = with_example(
+        {
+            "object": "list",
+            "data": [{"object": "embedding", "index": 0, "embedding": [0.0123, -0.0456]}],
+            "model": "minilm",
+            "usage": {"prompt_tokens": 7, "total_tokens": 7},
         }
-    }
+    )
 
 
 @ROUTER.post("/v1/embeddings", response_model=EmbeddingList, summary="Vectors of texts")
@@ -118,9 +124,7 @@ async def embed(body: EmbeddingRequest, request: Request, service: TheService) -
     if body.encoding_format == "base64":
         encoded = [base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode() for vector in vectors]
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(encoded)]
-    return json_response(
-        {"object": "list", "data": data, "model": served.name, "usage": usage_of(call.report.tokens)}
-    )
+    return json_response({"object": "list", "data": data, "model": served.name, "usage": usage_of(call.report.tokens)})
 
 
 def _items(given: Any) -> list[Any]:
@@ -133,8 +137,8 @@ def _check_dimensions(body: EmbeddingRequest, served: ServedModel) -> None:
     if body.dimensions not in (None, dimension):
         raise RequestError(
             400,
-            f"dimensions is {body.dimensions}; the vectors of {served.name!r} have {dimension}, and its bundle does not "
-            "say that they may be cut",
+            f"dimensions is {body.dimensions}; the vectors of {served.name!r} have {dimension}, and its bundle does "
+            "not say that they may be cut",
             param="dimensions",
             code="dimensions_not_supported",
         )
@@ -153,7 +157,7 @@ def _check_tokens(body: EmbeddingRequest, given: list[list[int]], served: Served
     if body.prompt is None and model.embedding.default_prompt_name is not None:
         raise RequestError(
             400,
-            f"{served.name!r} puts its prompt {model.embedding.default_prompt_name!r} before each text, which cannot be "
-            'put before token ids; send texts, or "prompt": "" for none',
+            f"{served.name!r} puts its prompt {model.embedding.default_prompt_name!r} before each text, which cannot "
+            'be put before token ids; send texts, or "prompt": "" for none',
             param="input",
         )

@@ -16,6 +16,7 @@ from onnxpress.runtime.server.bodies import (
     json_response,
     texts_of,
     usage_of,
+    with_example,
 )
 from onnxpress.runtime.server.calls import Call
 from onnxpress.runtime.server.errors import RequestError
@@ -37,7 +38,7 @@ class FillRequest(Body):
     top_k: int = Field(5, ge=1, le=MOST_PROPOSALS, description="Proposals for a gap.")
     targets: Texts | None = Field(None, description="Propose only these tokens.")
 
-    model_config = {"json_schema_extra": {"examples": [{"input": "The order was [MASK] yesterday.", "top_k": 2}]}}
+    model_config = with_example({"input": "The order was [MASK] yesterday.", "top_k": 2})
 
 
 class FillAnswer(BaseModel):
@@ -48,19 +49,13 @@ class FillAnswer(BaseModel):
     data: list[Filling] | list[list[Filling]] | list[list[Filling] | list[list[Filling]]]
     usage: Usage
 
-    model_config = {
-        "json_schema_extra": {
-            "examples": [
-                {
-                    "model": "bert",
-                    "data": [
-                        {"token": "sent", "token_id": 2741, "score": 0.41, "text": "the order was sent yesterday."}
-                    ],
-                    "usage": {"prompt_tokens": 8, "total_tokens": 8},
-                }
-            ]
+    model_config = with_example(
+        {
+            "model": "bert",
+            "data": [{"token": "sent", "token_id": 2741, "score": 0.41, "text": "the order was sent yesterday."}],
+            "usage": {"prompt_tokens": 8, "total_tokens": 8},
         }
-    }
+    )
 
 
 @ROUTER.post("/fill", response_model=FillAnswer, summary="Words for the gaps of texts")

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from onnxpress.runtime.server.application import TheService
+from onnxpress.runtime.server.bodies import with_example
 
 ROUTER = APIRouter(tags=["health"], prefix="/health")
 
@@ -17,7 +18,7 @@ class Health(BaseModel):
 
     status: Literal["live", "ready", "draining"]
 
-    model_config = {"json_schema_extra": {"examples": [{"status": "ready"}]}}
+    model_config = with_example({"status": "ready"})
 
 
 @ROUTER.get("/live", summary="The process answers")

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from onnxpress.runtime.server.application import TheService
+from onnxpress.runtime.server.bodies import with_example
 from onnxpress.runtime.server.errors import ERRORS
 from onnxpress.runtime.server.registry import ServedModel
 
@@ -31,24 +32,20 @@ class ModelCard(BaseModel):
     labels: list[str] | None = Field(None, description="Of a model that classifies texts or tokens.")
     mask_token: str | None = Field(None, description="Of a model that fills gaps: what marks one.")
 
-    model_config = {
-        "json_schema_extra": {
-            "examples": [
-                {
-                    "id": "minilm",
-                    "object": "model",
-                    "created": 1764000000,
-                    "owned_by": "onnxpress",
-                    "task": "feature-extraction",
-                    "variant": "int8",
-                    "provider": "CPUExecutionProvider",
-                    "max_tokens": 256,
-                    "dimension": 384,
-                    "prompts": {},
-                }
-            ]
+    model_config = with_example(
+        {
+            "id": "minilm",
+            "object": "model",
+            "created": 1764000000,
+            "owned_by": "onnxpress",
+            "task": "feature-extraction",
+            "variant": "int8",
+            "provider": "CPUExecutionProvider",
+            "max_tokens": 256,
+            "dimension": 384,
+            "prompts": {},
         }
-    }
+    )
 
 
 class ModelList(BaseModel):

@@ -8,7 +8,7 @@ from fastapi import Request, Response
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from onnxpress.runtime.server.application import TheService
-from onnxpress.runtime.server.bodies import Body, Name, Texts, check_finite, check_items, json_response
+from onnxpress.runtime.server.bodies import Body, Name, Texts, check_finite, check_items, json_response, with_example
 from onnxpress.runtime.server.calls import Call
 from onnxpress.runtime.server.json_route import model_router
 
@@ -30,11 +30,7 @@ class RerankRequest(Body):
     )
     model: Name = None
 
-    model_config = {
-        "json_schema_extra": {
-            "examples": [{"query": "where is my order?", "texts": ["It was sent on Monday.", "We sell lamps."]}]
-        }
-    }
+    model_config = with_example({"query": "where is my order?", "texts": ["It was sent on Monday.", "We sell lamps."]})
 
 
 class Rank(BaseModel):
@@ -44,7 +40,7 @@ class Rank(BaseModel):
     score: float
     text: str | None = Field(None, description="Only with `return_text`.")
 
-    model_config = {"json_schema_extra": {"examples": [{"index": 0, "score": 0.98}]}}
+    model_config = with_example({"index": 0, "score": 0.98})
 
 
 @ROUTER.post(
@@ -52,7 +48,7 @@ class Rank(BaseModel):
 )
 async def rerank(body: RerankRequest, request: Request, service: TheService) -> Response:
     """As text-embeddings-inference has it: best first, of equal ones the earlier first."""
-    call, ranked = await _rank(
+    _, ranked = await _rank(
         body, request, service, body.texts,
         function="identity" if body.raw_scores else "sigmoid",
         truncate=body.truncate is not False,
@@ -94,11 +90,9 @@ class RerankDocumentsRequest(Body):
     return_documents: bool = Field(False, description="Give the documents back, too.")
     model: Name = None
 
-    model_config = {
-        "json_schema_extra": {
-            "examples": [{"query": "where is my order?", "documents": ["It was sent.", "We sell lamps."], "top_n": 1}]
-        }
-    }
+    model_config = with_example(
+        {"query": "where is my order?", "documents": ["It was sent.", "We sell lamps."], "top_n": 1}
+    )
 
 
 class DocumentRank(BaseModel):
@@ -122,17 +116,9 @@ class DocumentRanks(BaseModel):
     results: list[DocumentRank]
     usage: TotalUsage
 
-    model_config = {
-        "json_schema_extra": {
-            "examples": [
-                {
-                    "model": "reranker",
-                    "results": [{"index": 0, "relevance_score": 0.98}],
-                    "usage": {"total_tokens": 29},
-                }
-            ]
-        }
-    }
+    model_config = with_example(
+        {"model": "reranker", "results": [{"index": 0, "relevance_score": 0.98}], "usage": {"total_tokens": 29}}
+    )
 
 
 @ROUTER.post(
@@ -154,7 +140,11 @@ async def rerank_documents(body: RerankDocumentsRequest, request: Request, servi
 
 
 async def _rank(
-    body: RerankRequest | RerankDocumentsRequest, request: Request, service: TheService, texts: list[str], **options: Any
+    body: RerankRequest | RerankDocumentsRequest,
+    request: Request,
+    service: TheService,
+    texts: list[str],
+    **options: Any,
 ) -> tuple[Call, Any]:
     served = service.models.find(body.model, "text-ranking")
     check_items(len(texts), service.settings.limits, "texts" if isinstance(body, RerankRequest) else "documents")

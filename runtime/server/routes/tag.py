@@ -18,6 +18,7 @@ from onnxpress.runtime.server.bodies import (
     json_response,
     texts_of,
     usage_of,
+    with_example,
 )
 from onnxpress.runtime.server.calls import Call
 from onnxpress.runtime.server.errors import RequestError
@@ -42,7 +43,7 @@ class TagRequest(Body):
         None, ge=0, description="Tokens that neighbouring windows of a long text share, at most half of a window."
     )
 
-    model_config = {"json_schema_extra": {"examples": [{"input": "Ada Lovelace lived in London"}]}}
+    model_config = with_example({"input": "Ada Lovelace lived in London"})
 
 
 class TagAnswer(BaseModel):
@@ -53,27 +54,23 @@ class TagAnswer(BaseModel):
     data: list[Entity] | list[list[Entity]]
     usage: Usage
 
-    model_config = {
-        "json_schema_extra": {
-            "examples": [
+    model_config = with_example(
+        {
+            "model": "ner",
+            "data": [
                 {
-                    "model": "ner",
-                    "data": [
-                        {
-                            "label": "LOC",
-                            "score": 0.99,
-                            "word": "london",
-                            "text": "London",
-                            "start": 22,
-                            "end": 28,
-                            "index": None,
-                        }
-                    ],
-                    "usage": {"prompt_tokens": 8, "total_tokens": 8},
+                    "label": "LOC",
+                    "score": 0.99,
+                    "word": "london",
+                    "text": "London",
+                    "start": 22,
+                    "end": 28,
+                    "index": None,
                 }
-            ]
+            ],
+            "usage": {"prompt_tokens": 8, "total_tokens": 8},
         }
-    }
+    )
 
 
 @ROUTER.post("/tag", response_model=TagAnswer, summary="Entities in texts")
@@ -90,7 +87,13 @@ async def tag(body: TagRequest, request: Request, service: TheService) -> Respon
         raise RequestError(400, message, param="stride", code="invalid_input")
     call = Call.of(request, service, served)
     await call.check_input(texts)
-    found = await call.run.tag(texts, strategy=body.strategy, ignore_labels=body.ignore_labels, stride=body.stride)
+    found = await call.run.tag(
+        texts,
+        strategy=body.strategy,
+        ignore_labels=body.ignore_labels,
+        stride=body.stride,
+        most_tokens=service.settings.limits.tokens,
+    )
     check_finite([entity.score for entities in found for entity in entities])
     data = found if isinstance(body.input, list) else found[0]
     return json_response({"model": served.name, "data": data, "usage": usage_of(call.report.tokens)})
