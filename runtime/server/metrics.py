@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
 from prometheus_client.exposition import choose_encoder
@@ -28,7 +28,7 @@ _SHORT_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.
 _SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 # A second series for each counter, with the time it began: several processes do not have it, so neither has one.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ class Metrics:
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(f"onnxpress_{name}", meaning, labels, registry=self._registry)
 
-    def _gauge(self, name: str, meaning: str, *labels: str, mode: str = "livesum") -> Gauge:
+    def _gauge(self, name: str, meaning: str, *labels: str, mode: Literal["livesum", "livemax"] = "livesum") -> Gauge:
         return Gauge(f"onnxpress_{name}", meaning, labels, registry=self._registry, multiprocess_mode=mode)
 
     def _histogram(self, name: str, meaning: str, buckets: Sequence[float], *labels: str) -> Histogram:

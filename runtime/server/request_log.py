@@ -51,7 +51,9 @@ class RequestLog:
                 traced.end(record)
             level = _level(record)
             if _ACCESS.isEnabledFor(level):
-                _ACCESS.log(level, "request", extra={"fields": record.fields()})
+                # Not `log`, which looks for the caller's line in the source at each request, for nobody.
+                extra = {"fields": record.fields()}
+                _ACCESS.handle(_ACCESS.makeRecord(_ACCESS.name, level, __file__, 0, "request", (), None, extra=extra))
 
     async def _answer(self, exchange: _Exchange) -> None:
         try:
