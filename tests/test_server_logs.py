@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -142,7 +143,8 @@ def test_an_answer_that_breaks_off_is_left_to_the_server(app: FastAPI, lines: Li
 
     with pytest.raises(RuntimeError, match="broken"):
         ask(app, "GET", "/breaks")
-    assert [(line["route"], line["status"]) for line in lines.requests] == [("/breaks", 200)]
+    (line,) = lines.requests
+    assert (line["route"], line["status"], line["error"], line["level"]) == ("/breaks", 200, "internal", "error")
 
 
 def test_records_of_handlers_have_the_id_of_their_own_request(app: FastAPI, lines: Lines) -> None:
@@ -168,31 +170,64 @@ def test_records_of_handlers_have_the_id_of_their_own_request(app: FastAPI, line
 
 
 def test_a_client_that_leaves_is_noted(app: FastAPI, lines: Lines) -> None:
-    @app.get("/waits")
-    async def waits(request: Request) -> None:
+    @app.get("/cancelled")
+    async def cancelled(request: Request) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         raise asyncio.CancelledError
 
-    async def leave() -> None:
-        sent = []
-        messages = [{"type": "http.request", "body": b""}, {"type": "http.disconnect"}]
+    @app.get("/reads")
+    async def reads(request: Request) -> None:
+        async for _ in request.stream():
+            pass
 
-        async def receive() -> dict[str, Any]:
+    @app.get("/answers")
+    async def answers(request: Request) -> str:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        return "too late"
+
+    leave(app, "/cancelled")
+    leave(app, "/reads")
+    leave(app, "/answers")
+    assert [line["route"] for line in lines.requests] == ["/cancelled", "/reads", "/answers"]
+    for line in lines.requests:
+        assert (line["status"], line["disconnected"], "error" in line, line["level"]) == (499, True, False, "info")
+    assert not lines.of("onnxpress.server")
+    assert 'onnxpress_disconnects_total{route="/reads"} 1.0' in ask(app, "GET", "/metrics").text
+
+
+def leave(app: FastAPI, path: str, *, disconnect: bool = True) -> None:
+    """A request whose client leaves once its body has begun, or that is cancelled."""
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": b"", "more_body": True}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
             return messages.pop(0)
+        if not disconnect:
+            raise asyncio.CancelledError
+        return {"type": "http.disconnect"}
 
-        async def send(message: dict[str, Any]) -> None:
-            sent.append(message)
+    async def send(message: dict[str, Any]) -> None:
+        pass
 
-        scope = {"type": "http", "method": "GET", "path": "/waits", "headers": [], "query_string": b""}
-        with pytest.raises(asyncio.CancelledError):
+    async def request() -> None:
+        scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b""}
+        with contextlib.suppress(asyncio.CancelledError):
             await app(scope, receive, send)
-        assert not sent
 
-    asyncio.run(leave())
+    asyncio.run(request())
+
+
+def test_what_the_end_of_the_server_cuts_off_is_noted(app: FastAPI, lines: Lines) -> None:
+    @app.get("/reads")
+    async def reads(request: Request) -> None:
+        await request.body()
+
+    app.state.service.phase = "draining"
+    leave(app, "/reads", disconnect=False)
     (line,) = lines.requests
-    assert (line["status"], line["disconnected"], "error" in line) == (499, True, False)
-    assert 'onnxpress_disconnects_total{route="/waits"} 1.0' in ask(app, "GET", "/metrics").text
+    assert (line["status"], line["error"], "disconnected" in line) == (503, "shutting_down", False)
 
 
 # Lines

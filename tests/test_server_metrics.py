@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -129,6 +130,19 @@ def test_a_server_that_drains_is_not_ready(app: FastAPI) -> None:
     assert value(scrape(app), "ready_workers") == 0
 
 
+def test_a_server_looks_at_itself_while_it_runs(app: FastAPI) -> None:
+    metrics = app.state.service.metrics
+
+    async def run() -> Samples:
+        async with app.router.lifespan_context(app):
+            await asyncio.sleep(0)
+            return rendered(metrics)
+
+    found = asyncio.run(run())
+    assert value(found, "ready_workers") == 1
+    assert value(found, "event_loop_delay_seconds") == 0  # not yet a second
+
+
 @pytest.mark.skipif(resident_bytes() is None, reason="the system does not tell what a process holds")
 def test_memory_is_that_of_the_process(app: FastAPI) -> None:
     found = scrape(app)
@@ -202,9 +216,12 @@ def test_decisions_of_guards_are_counted() -> None:
     metrics = Metrics()
     for blocked in (False, False, True):
         metrics.guard_decision("toxic", "output", blocked)
+    metrics.guard_decision("toxic", "input", blocked=True, failed=True)
     found = rendered(metrics)
     assert value(found, "guard_decisions_total", guard="toxic", place="output", decision="passed") == 2
     assert value(found, "guard_decisions_total", guard="toxic", place="output", decision="blocked") == 1
+    assert value(found, "guard_decisions_total", guard="toxic", place="input", decision="blocked") == 1
+    assert value(found, "guard_failures_total", guard="toxic") == 1
 
 
 def test_applications_of_one_process_do_not_meet(app: FastAPI, tmp_path: Path, graph: GatedGraph) -> None:

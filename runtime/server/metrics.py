@@ -103,6 +103,7 @@ class Metrics:
         self._guard_decisions = self._counter(
             "guard_decisions", "Texts that a guard looked at.", "guard", "place", "decision"
         )
+        self._guard_failures = self._counter("guard_failures", "Decisions of guards that could not tell.", "guard")
         self.in_flight = self._gauge("requests_in_flight", "Requests that are being answered.")
         self.ready_workers = self._gauge("ready_workers", "Worker processes that take requests.")
         self.worker_start = self._gauge(
@@ -145,13 +146,14 @@ class Metrics:
         """A request was answered with an error of this code, or its stream ended with one."""
         self._refusals.labels(code).inc()
 
-    def guard_decision(self, guard: str, place: str, blocked: bool) -> None:
+    def guard_decision(self, guard: str, place: str, blocked: bool, *, failed: bool = False) -> None:
         """A guard has looked at a text.
 
         Args:
             guard: its name.
             place: `input` or `output`.
-            blocked: whether it stopped it.
+            blocked: whether it was stopped.
+            failed: whether the guard could not tell.
         """
         key = guard, place, blocked
         counter = self._guards.get(key)
@@ -159,6 +161,8 @@ class Metrics:
             counter = self._guard_decisions.labels(guard, place, "blocked" if blocked else "passed")
             self._guards[key] = counter
         counter.inc()
+        if failed:
+            self._guard_failures.labels(guard).inc()
 
     def request(self, record: RequestRecord) -> None:
         """A request has ended."""
