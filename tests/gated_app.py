@@ -46,7 +46,7 @@ def ask(app: FastAPI, method: str, path: str, **options: Any) -> httpx2.Response
 
 
 def client(app: FastAPI) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://server")
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost")
 
 
 def embed(app: FastAPI, text: str | list[str] = "w1", **options: Any) -> httpx2.Response:

@@ -212,7 +212,13 @@ def leave(app: FastAPI, path: str, *, disconnect: bool = True) -> None:
         pass
 
     async def request() -> None:
-        scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b""}
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "headers": [(b"host", b"localhost")],
+            "query_string": b"",
+        }
         with contextlib.suppress(asyncio.CancelledError):
             await app(scope, receive, send)
 
