@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from onnxpress.runtime.errors import InvalidInputError, ProviderError
 from onnxpress.runtime.server.logs import configure_logs, exception_text
@@ -64,22 +65,22 @@ def test_a_request_is_one_line(app: FastAPI, lines: Lines) -> None:
     ],
 )
 def test_a_plain_id_of_the_client_is_kept(app: FastAPI, lines: Lines, given: str, taken: bool) -> None:
-    response = ask(app, "GET", "/v1/models", headers={"X-Request-Id": given})
+    response = ask(app, "GET", "/health/live", headers={"X-Request-Id": given})
     assert (response.headers["x-request-id"] == given) == taken
     assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", response.headers["x-request-id"])
     assert lines.requests[0]["request_id"] == response.headers["x-request-id"]
 
 
 def test_routes_are_named_as_they_are_declared(app: FastAPI, lines: Lines) -> None:
-    for path in ("/v1/models/words", "/v1/models/other", f"/{SECRET}?key={SECRET}", "/v1/embeddings"):
+    for path in ("/health/live", "/v1/models/other", f"/{SECRET}?key={SECRET}", "/v1/embeddings"):
         ask(app, "GET", path)
-    ask(app, SECRET, "/v1/models")
+    ask(app, SECRET, "/v1/embeddings")
     assert [(line["method"], line["route"], line["status"]) for line in lines.requests] == [
-        ("GET", "/v1/models/{name}", 200),
+        ("GET", "/health/live", 200),
         ("GET", "/v1/models/{name}", 404),
         ("GET", None, 404),
         ("GET", "/v1/embeddings", 405),
-        ("other", "/v1/models", 405),
+        ("other", "/v1/embeddings", 405),
     ]
     assert all(line["error"] for line in lines.requests[1:])
 
@@ -170,26 +171,27 @@ def test_records_of_handlers_have_the_id_of_their_own_request(app: FastAPI, line
 
 
 def test_a_client_that_leaves_is_noted(app: FastAPI, lines: Lines) -> None:
-    @app.get("/cancelled")
-    async def cancelled(request: Request) -> None:
+    async def gone(request: Request) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
+
+    @app.get("/cancelled")
+    async def cancelled(request: Request) -> None:
+        await gone(request)
         raise asyncio.CancelledError
 
     @app.get("/reads")
     async def reads(request: Request) -> None:
-        async for _ in request.stream():
-            pass
+        await gone(request)
+        raise ClientDisconnect
 
     @app.get("/answers")
     async def answers(request: Request) -> str:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
+        await gone(request)
         return "too late"
 
-    leave(app, "/cancelled")
-    leave(app, "/reads")
-    leave(app, "/answers")
+    for path in ("/cancelled", "/reads", "/answers"):
+        leave(app, path)
     assert [line["route"] for line in lines.requests] == ["/cancelled", "/reads", "/answers"]
     for line in lines.requests:
         assert (line["status"], line["disconnected"], "error" in line, line["level"]) == (499, True, False, "info")
@@ -198,8 +200,8 @@ def test_a_client_that_leaves_is_noted(app: FastAPI, lines: Lines) -> None:
 
 
 def leave(app: FastAPI, path: str, *, disconnect: bool = True) -> None:
-    """A request whose client leaves once its body has begun, or that is cancelled."""
-    messages: list[dict[str, Any]] = [{"type": "http.request", "body": b"", "more_body": True}]
+    """A request whose client leaves once it is sent, or that is cancelled."""
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": b""}]
 
     async def receive() -> dict[str, Any]:
         if messages:
@@ -226,12 +228,13 @@ def leave(app: FastAPI, path: str, *, disconnect: bool = True) -> None:
 
 
 def test_what_the_end_of_the_server_cuts_off_is_noted(app: FastAPI, lines: Lines) -> None:
-    @app.get("/reads")
-    async def reads(request: Request) -> None:
-        await request.body()
+    @app.get("/waits")
+    async def waits(request: Request) -> None:
+        for _ in range(2):
+            await request.receive()
 
     app.state.service.phase = "draining"
-    leave(app, "/reads", disconnect=False)
+    leave(app, "/waits", disconnect=False)
     (line,) = lines.requests
     assert (line["status"], line["error"], "disconnected" in line) == (503, "shutting_down", False)
 

@@ -57,19 +57,19 @@ def value(found: Samples, name: str, **labels: str) -> float:
 def test_requests_are_counted_by_route_status_and_model(app: FastAPI) -> None:
     embed(app, ["w1 w2 w3", "w4"])
     embed(app, "w1")
-    ask(app, "GET", "/v1/models/words")
+    ask(app, "GET", "/v1/models/other")
     ask(app, "GET", "/nowhere")
     ask(app, "POST", "/v1/embeddings", json={"input": "w1", "model": "other"})
     found = scrape(app)
     requests = {labels: count for (name, labels), count in found.items() if name == "requests_total"}
     assert {tuple(dict(labels)[key] for key in ("route", "status", "model")): n for labels, n in requests.items()} == {
         ("/v1/embeddings", "200", "words"): 2,
-        ("/v1/models/{name}", "200", "none"): 1,
+        ("/v1/models/{name}", "404", "none"): 1,
         ("none", "404", "none"): 1,
         ("/v1/embeddings", "404", "none"): 1,
     }
     assert value(found, "request_seconds_count", route="/v1/embeddings", model="words") == 2
-    assert value(found, "refusals_total", reason="model_not_found") == 1
+    assert value(found, "refusals_total", reason="model_not_found") == 2
     assert value(found, "sequences_total", model="words") == 3
     assert value(found, "tokens_in_total", model="words") == 5
     for name in ("tokenize", "wait", "run"):
