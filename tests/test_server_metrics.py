@@ -199,7 +199,8 @@ def rendered(metrics: Metrics) -> Samples:
 def test_answers_are_counted_with_their_times() -> None:
     metrics = Metrics()
     answer = AnswerReport(40, 30, 4, "stop", first_token_seconds=0.2, between_token_seconds=[0.01, 0.02, 0.3])
-    metrics.request(record(model="writer", report=CallReport(), answer=answer))
+    report = CallReport(1.0, 1, 40, 0.001, 0.1, 1.5)  # the prompt is in both
+    metrics.request(record(model="writer", report=report, answer=answer))
     none = AnswerReport(0, 0, 0, "cancelled", None, [])
     metrics.request(record(model="writer", report=CallReport(), answer=none, disconnected=True))
     found = rendered(metrics)
@@ -210,7 +211,8 @@ def test_answers_are_counted_with_their_times() -> None:
     assert value(found, "between_tokens_seconds_count", model="writer") == 3
     assert value(found, "between_tokens_seconds_sum", model="writer") == pytest.approx(0.33)
     assert value(found, "disconnects_total", route="/v1/chat/completions") == 1
-    assert ("tokenize_seconds_count", frozenset({("model", "writer")})) not in found
+    assert value(found, "sequences_total", model="writer") == value(found, "wait_seconds_count", model="writer") == 1
+    assert value(found, "run_seconds_sum", model="writer") == 1.5
 
 
 def test_decisions_of_guards_are_counted() -> None:
