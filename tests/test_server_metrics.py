@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from prometheus_client.parser import text_string_to_metric_families
 
 from onnxpress.runtime.call_report import CallReport
 from onnxpress.runtime.runner import BatchingRunner
@@ -26,32 +19,13 @@ from onnxpress.runtime.server.metrics import Metrics
 from onnxpress.runtime.server.registry import Models, ServedModel
 from onnxpress.runtime.server.request_record import RequestRecord
 from onnxpress.runtime.server.watching import resident_bytes
-from tests.gated_app import app, ask, embed, gated_app, graph
+from tests.gated_app import Samples, app, ask, embed, gated_app, graph, samples, scrape, value
 from tests.gated_graph import SECONDS, GatedGraph, until
 from tests.tiny_generator import make_bundle, opening
 
 __all__ = ["app", "graph"]  # fixtures
 
 ROOT = Path(__file__).parent.parent
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def samples(text: str) -> Samples:
-    return {
-        (sample.name.removeprefix("onnxpress_"), frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-def scrape(app: FastAPI) -> Samples:
-    response = ask(app, "GET", "/metrics")
-    assert response.headers["content-type"].startswith("text/plain")
-    return samples(response.text)
-
-
-def value(found: Samples, name: str, **labels: str) -> float:
-    return found[name, frozenset(labels.items())]
 
 
 def test_requests_are_counted_by_route_status_and_model(app: FastAPI) -> None:
@@ -238,85 +212,6 @@ def test_openmetrics_is_given_to_who_asks_for_it(app: FastAPI) -> None:
     response = ask(app, "GET", "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert response.headers["content-type"].startswith("application/openmetrics-text")
     assert response.text.endswith("# EOF\n")
-
-
-# Several processes
-
-WORKER = """
-import json, sys, prometheus_client
-from onnxpress.runtime.server import ServerSettings, create_app
-from tests.gated_app import ask, embed
-
-app = create_app(ServerSettings.of(["tiny=" + sys.argv[1]]))
-for line in sys.stdin:
-    if line == "embed\\n":
-        answer = embed(app, "a cat").json()["usage"]["prompt_tokens"]
-    else:
-        answer = ask(app, "GET", "/metrics").text
-    print(json.dumps(answer), flush=True)
-"""
-
-
-class Worker:
-    """A process with an application, told what to do through its standard input."""
-
-    def __init__(self, bundle: Path, folder: Path) -> None:
-        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(bundle)],
-            cwd=ROOT,
-            env=environment,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-
-    def tell(self, what: str) -> Any:
-        stdin, stdout = _pipes(self.process)
-        stdin.write(f"{what}\n")
-        stdin.flush()
-        return json.loads(stdout.readline())
-
-
-def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    return process.stdin, process.stdout
-
-
-@pytest.fixture
-def workers(tiny_bundle: Path, tmp_path: Path) -> Iterator[list[Worker]]:
-    workers = [Worker(tiny_bundle, tmp_path) for _ in range(2)]
-    yield workers
-    for worker in workers:
-        worker.process.kill()
-        worker.process.wait()
-        for pipe in _pipes(worker.process):
-            pipe.close()
-
-
-def test_any_worker_gives_the_sum_over_all(workers: list[Worker], tmp_path: Path) -> None:
-    first, second = workers
-    tokens = first.tell("embed") + second.tell("embed") + second.tell("embed")
-    first.tell("metrics")  # looks at its own state, as it does once a second
-    found = samples(second.tell("metrics"))
-    assert value(found, "requests_total", route="/v1/embeddings", status="200", model="tiny") == 3
-    assert value(found, "tokens_in_total", model="tiny") == tokens
-    assert value(found, "batch_seconds_count", model="tiny") == 3
-    assert value(found, "request_seconds_bucket", route="/v1/embeddings", model="tiny", le="+Inf") == 3
-    assert value(found, "ready_workers") == 2
-    assert value(found, "queue_limit", model="tiny") == 2 * 1024
-    assert len([labels for name, labels in found if name == "model_info"]) == 1
-
-    os.kill(first.process.pid, signal.SIGKILL)
-    first.process.wait()
-    forget = "import sys; from prometheus_client.multiprocess import mark_process_dead as f; f(int(sys.argv[1]))"
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", forget, str(first.process.pid)], env=environment, check=True)
-    left = samples(second.tell("metrics"))
-    assert value(left, "ready_workers") == 1
-    assert value(left, "memory_bytes", kind="resident") < value(found, "memory_bytes", kind="resident")
-    assert value(left, "requests_total", route="/v1/embeddings", status="200", model="tiny") == 3
 
 
 # The document

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -50,7 +50,7 @@ class Calls:
     run_seconds: Histogram
 
     @classmethod
-    def family(cls, make: Making) -> Callable[[str], Self]:
+    def family(cls, make: Making) -> Callable[[str], Calls]:
         """Those of a model, by its name."""
         sequences = make.counter("sequences", "Texts, pairs, windows of long texts, or prompts that were run.", "model")
         tokens_in = make.counter("tokens_in", "Tokens of texts and prompts that were read.", "model")
@@ -60,7 +60,7 @@ class Calls:
         wait_seconds = make.histogram("wait_seconds", "From then until the first of its sequences ran.", "model")
         run_seconds = make.histogram("run_seconds", "From then until the last was done.", "model")
 
-        def of(model: str) -> Self:
+        def of(model: str) -> Calls:
             return cls(
                 sequences.labels(model),
                 tokens_in.labels(model),
@@ -94,14 +94,14 @@ class Batches:
     padding: Counter
 
     @classmethod
-    def family(cls, make: Making) -> Callable[[str], Self]:
+    def family(cls, make: Making) -> Callable[[str], Batches]:
         """Those of a model, by its name."""
         sequences = make.histogram("batch_sequences", "Sequences of a run of the graph.", "model", buckets=_SEQUENCES)
         seconds = make.histogram("batch_seconds", "A run of the graph.", "model")
         tokens = make.counter("batch_tokens", "Tokens that went through the graph, without padding.", "model")
         padding = make.counter("padding_tokens", "Padding that went through the graph beside them.", "model")
 
-        def of(model: str) -> Self:
+        def of(model: str) -> Batches:
             return cls(sequences.labels(model), seconds.labels(model), tokens.labels(model), padding.labels(model))
 
         return functools.cache(of)
@@ -124,7 +124,7 @@ class Answers:
     between_tokens_seconds: Histogram
 
     @classmethod
-    def family(cls, make: Making) -> Callable[[str], Self]:
+    def family(cls, make: Making) -> Callable[[str], Answers]:
         """Those of a model, by its name."""
         tokens_out = make.counter("tokens_out", "Tokens of answers.", "model")
         reused_tokens = make.counter("reused_tokens", "Of the tokens read, those found in the cache.", "model")
@@ -133,7 +133,7 @@ class Answers:
             "between_tokens_seconds", "From one token of an answer to the next.", "model", buckets=SHORT_SECONDS
         )
 
-        def of(model: str) -> Self:
+        def of(model: str) -> Answers:
             return cls(
                 tokens_out.labels(model), reused_tokens.labels(model), first.labels(model), between.labels(model)
             )
