@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 
 from onnxpress.runtime.runner import BatchingRunner
 from onnxpress.runtime.server import ServerSettings, create_app
@@ -46,11 +47,34 @@ def ask(app: FastAPI, method: str, path: str, **options: Any) -> httpx2.Response
 
 
 def client(app: FastAPI) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://server")
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost")
 
 
 def embed(app: FastAPI, text: str | list[str] = "w1", **options: Any) -> httpx2.Response:
     return ask(app, "POST", "/v1/embeddings", json={"input": text}, **options)
+
+
+# What it says of itself
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def samples(text: str) -> Samples:
+    return {
+        (sample.name.removeprefix("onnxpress_"), frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def scrape(app: FastAPI) -> Samples:
+    response = ask(app, "GET", "/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    return samples(response.text)
+
+
+def value(found: Samples, name: str, **labels: str) -> float:
+    return found[name, frozenset(labels.items())]
 
 
 class Lines(logging.Handler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from onnxpress.runtime.errors import InvalidInputError, ProviderError
 from onnxpress.runtime.server.logs import configure_logs, exception_text
@@ -63,22 +65,22 @@ def test_a_request_is_one_line(app: FastAPI, lines: Lines) -> None:
     ],
 )
 def test_a_plain_id_of_the_client_is_kept(app: FastAPI, lines: Lines, given: str, taken: bool) -> None:
-    response = ask(app, "GET", "/v1/models", headers={"X-Request-Id": given})
+    response = ask(app, "GET", "/health/live", headers={"X-Request-Id": given})
     assert (response.headers["x-request-id"] == given) == taken
     assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", response.headers["x-request-id"])
     assert lines.requests[0]["request_id"] == response.headers["x-request-id"]
 
 
 def test_routes_are_named_as_they_are_declared(app: FastAPI, lines: Lines) -> None:
-    for path in ("/v1/models/words", "/v1/models/other", f"/{SECRET}?key={SECRET}", "/v1/embeddings"):
+    for path in ("/health/live", "/v1/models/other", f"/{SECRET}?key={SECRET}", "/v1/embeddings"):
         ask(app, "GET", path)
-    ask(app, SECRET, "/v1/models")
+    ask(app, SECRET, "/v1/embeddings")
     assert [(line["method"], line["route"], line["status"]) for line in lines.requests] == [
-        ("GET", "/v1/models/{name}", 200),
+        ("GET", "/health/live", 200),
         ("GET", "/v1/models/{name}", 404),
         ("GET", None, 404),
         ("GET", "/v1/embeddings", 405),
-        ("other", "/v1/models", 405),
+        ("other", "/v1/embeddings", 405),
     ]
     assert all(line["error"] for line in lines.requests[1:])
 
@@ -142,7 +144,8 @@ def test_an_answer_that_breaks_off_is_left_to_the_server(app: FastAPI, lines: Li
 
     with pytest.raises(RuntimeError, match="broken"):
         ask(app, "GET", "/breaks")
-    assert [(line["route"], line["status"]) for line in lines.requests] == [("/breaks", 200)]
+    (line,) = lines.requests
+    assert (line["route"], line["status"], line["error"], line["level"]) == ("/breaks", 200, "internal", "error")
 
 
 def test_records_of_handlers_have_the_id_of_their_own_request(app: FastAPI, lines: Lines) -> None:
@@ -168,31 +171,67 @@ def test_records_of_handlers_have_the_id_of_their_own_request(app: FastAPI, line
 
 
 def test_a_client_that_leaves_is_noted(app: FastAPI, lines: Lines) -> None:
-    @app.get("/waits")
-    async def waits(request: Request) -> None:
+    async def gone(request: Request) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
+
+    @app.get("/cancelled")
+    async def cancelled(request: Request) -> None:
+        await gone(request)
         raise asyncio.CancelledError
 
-    async def leave() -> None:
-        sent = []
-        messages = [{"type": "http.request", "body": b""}, {"type": "http.disconnect"}]
+    @app.get("/reads")
+    async def reads(request: Request) -> None:
+        await gone(request)
+        raise ClientDisconnect
 
-        async def receive() -> dict[str, Any]:
-            return messages.pop(0)
+    @app.get("/answers")
+    async def answers(request: Request) -> str:
+        await gone(request)
+        return "too late"
 
-        async def send(message: dict[str, Any]) -> None:
-            sent.append(message)
+    for path in ("/cancelled", "/reads", "/answers"):
+        leave(app, path)
+    assert [line["route"] for line in lines.requests] == ["/cancelled", "/reads", "/answers"]
+    for line in lines.requests:
+        assert (line["status"], line["disconnected"], "error" in line, line["level"]) == (499, True, False, "info")
+    assert not lines.of("onnxpress.server")
+    assert 'onnxpress_disconnects_total{route="/reads"} 1.0' in ask(app, "GET", "/metrics").text
 
-        scope = {"type": "http", "method": "GET", "path": "/waits", "headers": [], "query_string": b""}
-        with pytest.raises(asyncio.CancelledError):
+
+def leave(app: FastAPI, path: str) -> None:
+    """A request whose client leaves once it is sent."""
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": b""}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        pass
+
+    async def request() -> None:
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "headers": [(b"host", b"localhost")],
+            "query_string": b"",
+        }
+        with contextlib.suppress(asyncio.CancelledError):
             await app(scope, receive, send)
-        assert not sent
 
-    asyncio.run(leave())
+    asyncio.run(request())
+
+
+def test_what_the_end_of_the_server_cuts_off_is_noted(app: FastAPI, lines: Lines) -> None:
+    @app.get("/cancelled")
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    app.state.service.phase = "draining"
+    leave(app, "/cancelled")
     (line,) = lines.requests
-    assert (line["status"], line["disconnected"], "error" in line) == (499, True, False)
-    assert 'onnxpress_disconnects_total{route="/waits"} 1.0' in ask(app, "GET", "/metrics").text
+    assert (line["status"], line["error"], "disconnected" in line) == (503, "shutting_down", False)
 
 
 # Lines

@@ -84,6 +84,14 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
         guards.close(timeout=settings.drain_seconds)
 
     app = FastAPI(
+        # It would tell OpenTelemetry paths, queries and bodies that are no use; traces.py does without.
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
         title="onnxpress",
         version=onnxpress.__version__,
         lifespan=lifespan,

@@ -14,6 +14,8 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
+
 from onnxpress.runtime.errors import InvalidInputError, OnnxpressError
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -58,11 +60,12 @@ class JsonLines(logging.Formatter):
         """
         super().__init__()
         self._quoting = quoting
+        self._second = 0, ""  # the last one that was formatted
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
         line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": self._time(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": self._message(record),
@@ -75,7 +78,21 @@ class JsonLines(logging.Formatter):
             line.update(fields)
         if record.exc_info and record.exc_info[1] is not None:
             line["exception"] = exception_text(record.exc_info[1], quoting=self._quoting)
-        return json.dumps(line, default=str)  # in ASCII: whatever reads stderr can read it
+        try:
+            text = orjson.dumps(line).decode()
+        except TypeError:  # half a surrogate pair, or an object
+            text = ""
+        # In ASCII it is JSON whatever stderr's encoding. Mostly it is that at once, and orjson is ten times as fast.
+        return text if text and text.isascii() else json.dumps(line, default=str)
+
+    def _time(self, seconds: float) -> str:
+        """ISO 8601 in UTC, to the millisecond."""
+        second, text = self._second
+        if second != int(seconds):
+            second = int(seconds)
+            text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+            self._second = second, text
+        return f"{text}.{int(seconds % 1 * 1000):03d}+00:00"
 
     def _message(self, record: logging.LogRecord) -> str:
         message = record.getMessage().strip()

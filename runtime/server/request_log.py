@@ -8,11 +8,11 @@ import re
 import secrets
 import time
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onnxpress.runtime.server.application import Service
-from onnxpress.runtime.server.errors import answer_error
+from onnxpress.runtime.server.errors import RequestError, answer_error, request_error
 from onnxpress.runtime.server.logs import REQUEST_ID
 from onnxpress.runtime.server.request_record import CLIENT_GONE, RequestRecord
 
@@ -45,20 +45,25 @@ class RequestLog:
             await self._answer(exchange)
         finally:
             metrics.in_flight.dec()
-            record = exchange.record(None if traced is None else traced.trace_id)
+            record = exchange.record(None if traced is None else traced.trace_id, self._service.phase)
             metrics.request(record)
             if traced is not None:
                 traced.end(record)
             level = _level(record)
             if _ACCESS.isEnabledFor(level):
-                _ACCESS.log(level, "request", extra={"fields": record.fields()})
+                # Not `log`, which looks for the caller's line in the source at each request, for nobody.
+                extra = {"fields": record.fields()}
+                _ACCESS.handle(_ACCESS.makeRecord(_ACCESS.name, level, __file__, 0, "request", (), None, extra=extra))
 
     async def _answer(self, exchange: _Exchange) -> None:
         try:
             await self._app(exchange.scope, exchange.receive, exchange.send)
+        except ClientDisconnect:
+            return  # nobody is there to be answered
         # Whatever it is, its client gets an answer and the log says why.
         except Exception as error:
             if exchange.status is not None:
+                exchange.scope["state"].setdefault("error", request_error(error))
                 raise  # too late for another answer: the server logs it and cuts the connection
             response = answer_error(Request(exchange.scope), error)
             await response(exchange.scope, exchange.receive, exchange.send)
@@ -88,33 +93,38 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.status = CLIENT_GONE if self._disconnected else message["status"]
             message = {**message, "headers": [*message.get("headers", ()), (HEADER, self._id)]}
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             self._complete = True
         await self._send(message)
 
-    def record(self, trace_id: str | None) -> RequestRecord:
-        state = self.scope["state"]
+    def record(self, trace_id: str | None, phase: str) -> RequestRecord:
         method = self.scope["method"]
         status = self.status
         if status is None:  # cancelled: its client has left, or the server ends and gives it up
             status = CLIENT_GONE if self._disconnected else 503
-        told = state.get("error")
-        error = None if told is None else told.code
-        if error is None and status >= 400 and status != CLIENT_GONE:
-            error = f"http_{status}"
         return RequestRecord.of(
-            state,
+            self.scope["state"],
             method if method in _METHODS else "other",
             getattr(self.scope.get("route"), "path", None),
             status=status,
             seconds=time.monotonic() - self._started,
             started=self._started,
             trace_id=trace_id,
-            error=error,
+            error=self._error(status, phase),
             disconnected=self._disconnected,
         )
+
+    def _error(self, status: int, phase: str) -> str | None:
+        if status == CLIENT_GONE:
+            return None
+        told: RequestError | None = self.scope["state"].get("error")
+        if told is not None and told.code is not None:
+            return told.code
+        if self.status is None and phase == "draining":
+            return "shutting_down"
+        return f"http_{status}" if status >= 400 else None
 
 
 def _own_id(scope: Scope) -> bytes | None:
@@ -126,8 +136,10 @@ def _own_id(scope: Scope) -> bytes | None:
 
 
 def _level(record: RequestRecord) -> int:
+    if record.status == 500 or record.error == "internal":
+        return logging.ERROR
     if record.status >= 500:
-        return logging.ERROR if record.status == 500 else logging.WARNING
+        return logging.WARNING
     if record.route in _PROBES:
         return logging.DEBUG
     return logging.INFO

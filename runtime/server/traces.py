@@ -85,7 +85,7 @@ class Traces:
         part.end(end_ns)
 
     def close(self) -> None:
-        """Send what is left, which takes seconds where nobody listens."""
+        """Send what is left. Where nobody listens it gives up after 10 seconds, or OTEL_EXPORTER_OTLP_TIMEOUT."""
         self._provider.shutdown()
 
 

@@ -63,7 +63,8 @@ def _look(served: ServedModel, metrics: Metrics, most_waiting: int) -> Callable[
     """Prepare the metrics of a model, so that each is there from the beginning; returns what looks at it."""
     name = served.name
     writes = served.task == "text-generation"
-    (metrics.writing if writes else metrics.reading)(name)
+    metrics.calls(name)
+    (metrics.answers if writes else metrics.batches)(name)
     metrics.most_waiting.labels(name).set(most_waiting)
     metrics.model_info.labels(
         name, served.task, served.model.variant.name, served.model.providers[0], onnxpress.__version__
