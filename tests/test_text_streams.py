@@ -63,10 +63,10 @@ def rest(reading: socket.socket) -> bytes:
 
 
 def test_text_comes_while_it_is_made(client: openai.OpenAI, address: str) -> None:
-    with client.chat.completions.create(**LONG) as stream:
+    with client.chat.completions.create(**LONG | {"max_tokens": 60}) as stream:
         next(stream)
         assert httpx2.get(f"{address}/test/state").json()["running"] == 1
-        assert len(list(stream)) > 100
+        assert len(list(stream)) > 30
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["while it reads", "before the first token"])
