@@ -80,6 +80,9 @@ class OutputWatch:
         """The rest, where nothing more comes. Errors as of `feed`."""
         return ""
 
+    def close(self) -> None:
+        """Nobody waits for the answer any more."""
+
 
 @dataclasses.dataclass
 class Call:
