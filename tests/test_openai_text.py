@@ -52,7 +52,7 @@ def ask(app: Any, asking: Callable[[openai.AsyncOpenAI], Awaitable[Any]]) -> Any
         transport = httpx2.ASGITransport(app=app)
         async with openai.AsyncOpenAI(
             api_key="none",
-            base_url="http://server/v1",
+            base_url="http://localhost/v1",
             max_retries=0,
             http_client=httpx2.AsyncClient(transport=transport),
         ) as client:
@@ -85,7 +85,7 @@ def post(app: Any, path: str, body: dict[str, Any]) -> httpx2.Response:
     """The response to a body that the client would not send."""
 
     async def inside() -> httpx2.Response:
-        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://server") as client:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
             content, kind = json.dumps(body), {"content-type": "application/json"}
             return await client.post(path, content=content, headers=kind)
 
