@@ -502,6 +502,8 @@ def test_what_is_stopped_ends_a_stream_with_an_error(
     response = post(app, CHAT, body)
     events = [json.loads(event.removeprefix("data: ")) for event in response.text.split("\n\n") if event]
     assert events[-1]["error"]["code"] == "output_blocked"
+    with pytest.raises(openai.APIError, match="it was stopped"):
+        chat(app, max_tokens=40, temperature=1, seed=3, stream=True)
     assert text[20] not in "".join(event["choices"][0]["delta"].get("content", "") for event in events[:-1])
     assert app.state.service.streams == 0
 
