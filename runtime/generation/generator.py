@@ -225,16 +225,14 @@ class Generator:
             try:
                 encoded.append(self._prompts.encode(prompt))
             except InvalidInputError as error:
-                if len(prompts) == 1:
-                    raise
-                raise InvalidInputError(f"prompt {index}: {error}") from error
+                which = f"prompt {index}: " if len(prompts) > 1 else ""
+                raise InvalidInputError(f"{which}{error}") from error
         return encoded
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
         with tokenizing():
-            text: str = self._prompts.tokenizer.decode(list(token_ids))
-        return text
+            return str(self._prompts.tokenizer.decode(list(token_ids)))
 
     def open_stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
         """The same with token ids, the whole answer at the end, and a way to cancel. It starts at once."""
