@@ -24,6 +24,7 @@ from onnxpress.runtime.generation.cache import CacheLayout, CacheMemoryError, Ke
 from onnxpress.runtime.generation.decoder import Decoder
 from onnxpress.runtime.generation.engine import Engine
 from onnxpress.runtime.generation.perplexity import Window, log_probabilities_of
+from onnxpress.runtime.generation.preparing import Prepared
 from onnxpress.runtime.generation.replay import Replay
 from onnxpress.runtime.generation.requests import Delta, Generation, Request
 from onnxpress.runtime.generation.scheduler import Scheduler
@@ -762,8 +763,11 @@ def test_another_process_is_refused(new_engine: Callable[..., Engine], monkeypat
 # Streams
 
 
-def made(prompt: list[int], most_new: int, **options: Any) -> Callable[[Any, Any], Request]:
-    return lambda on_delta, on_done: request(prompt, most_new, on_delta=on_delta, on_done=on_done, **options)
+def made(prompt: list[int], most_new: int, **options: Any) -> Prepared:
+    def make(on_delta: Any, on_done: Any) -> Request:
+        return request(prompt, most_new, on_delta=on_delta, on_done=on_done, **options)
+
+    return Prepared(prompt, most_new, make)
 
 
 def test_a_stream_gives_tokens_in_order_and_then_the_answer(new_engine: Callable[..., Engine]) -> None:

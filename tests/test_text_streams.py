@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import httpx2
 import openai
 import pytest
 
-from tests.text_server import LIMITS, running
+from tests.text_server import LIMITS, ROOT, running
 
 ASKED: Any = [{"role": "user", "content": "hi there"}]
 LONG: Any = {"model": "tiny", "messages": ASKED, "stream": True, "max_tokens": 240, "extra_body": {"ignore_eos": True}}
@@ -63,10 +64,10 @@ def rest(reading: socket.socket) -> bytes:
 
 
 def test_text_comes_while_it_is_made(client: openai.OpenAI, address: str) -> None:
-    with client.chat.completions.create(**LONG) as stream:
+    with client.chat.completions.create(**LONG | {"max_tokens": 60}) as stream:
         next(stream)
         assert httpx2.get(f"{address}/test/state").json()["running"] == 1
-        assert len(list(stream)) > 100
+        assert len(list(stream)) > 30
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["while it reads", "before the first token"])
@@ -115,3 +116,14 @@ def test_streams_are_limited(client: openai.OpenAI, address: str) -> None:
         next(stream)
     for stream in streams:
         stream.close()
+
+
+@pytest.mark.usefixtures("client")
+def test_the_examples_of_the_documentation_run(address: str) -> None:
+    text = (ROOT / "docs" / "openai.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example.replace("http://127.0.0.1:8000", address).replace('"writer"', '"tiny"'), names)
+    names["client"].close()
+    assert json.loads(names["order"].choices[0].message.content)["number"] in (7, 8)
+    assert names["reply"].choices[0].text in ("yes", "no")

@@ -22,7 +22,7 @@ from tests.tiny_generator import make_bundle, opening
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = Limits(streams=3, waiting=64, tokens=4000, items=16, seconds=60)
-STEP_SECONDS = 0.02
+STEP_SECONDS = 0.01
 """Of each round of the engine in a process of its own: what a client does has time to arrive."""
 
 

@@ -25,7 +25,7 @@ from onnxpress.runtime.generation.replay import Replay
 from onnxpress.runtime.generation.requests import Generation
 from onnxpress.runtime.generation.sampling import Sampling
 from onnxpress.runtime.generation.storage import storage_of
-from onnxpress.runtime.generation.streams import AsyncStream, AsyncStreams, Check, Stream
+from onnxpress.runtime.generation.streams import AsyncStream, AsyncStreams, Stream
 from onnxpress.runtime.huge_pages import huge_pages
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.providers import CPU, CUDA, Placement, Provider
@@ -225,16 +225,14 @@ class Generator:
             try:
                 encoded.append(self._prompts.encode(prompt))
             except InvalidInputError as error:
-                if len(prompts) == 1:
-                    raise
-                raise InvalidInputError(f"prompt {index}: {error}") from error
+                which = f"prompt {index}: " if len(prompts) > 1 else ""
+                raise InvalidInputError(f"{which}{error}") from error
         return encoded
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
         with tokenizing():
-            text: str = self._prompts.tokenizer.decode(list(token_ids))
-        return text
+            return str(self._prompts.tokenizer.decode(list(token_ids)))
 
     def open_stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
         """The same with token ids, the whole answer at the end, and a way to cancel. It starts at once."""
@@ -243,19 +241,12 @@ class Generator:
     async def generate_async(self, prompt: Prompt, **options: Unpack[Options]) -> Generation:
         """Continue one prompt while the event loop goes on. Cancelling the task cancels the request; `n` must be 1."""
         prepared = self.preparing.one(self._prompts.encode(prompt), options)
-        async with self.open_prepared([prepared], deltas=False) as streams:
+        async with AsyncStreams(self.engine, [prepared], deltas=False) as streams:
             return (await streams.results())[0]
 
     def open_async_stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncStream:
         """`open_stream` for an event loop; called inside one."""
         return AsyncStream(self.engine, self.preparing.one(self._prompts.encode(prompt), options))
-
-    def open_prepared(
-        self, prepared: Sequence[Prepared], *, deltas: bool = True, check: Check | None = None
-    ) -> AsyncStreams:
-        """Begin answers that `preparing` has made ready, for an event loop; called inside one. Arguments and errors as
-        of `AsyncStreams`."""
-        return AsyncStreams(self.engine, prepared, deltas=deltas, check=check)
 
     def perplexity(self, texts: Sequence[str]) -> float:
         """Of all texts together, as perplexity.py defines it; less is better. With a cache of its own."""

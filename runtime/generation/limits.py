@@ -206,7 +206,7 @@ class AsyncGeneratorMethods:
             prepare = functools.partial(generator.preparing.answers, options=within(left, options))
             prepared = await self._beside(size, prepare, encoded)
             check = functools.partial(check_complete, seconds=self._seconds, options=options)
-            async with generator.open_prepared(prepared, deltas=deltas, check=check) as streams:
+            async with AsyncStreams(generator.engine, prepared, deltas=deltas, check=check) as streams:
                 try:
                     yield streams
                 finally:

@@ -80,7 +80,7 @@ class Detokenizer:
         return found
 
     def _raw(self, token_id: int, name: str) -> bytes:
-        if self._decoders == ["ByteLevel"]:
+        if "ByteLevel" in self._decoders:
             return _bytes_of_token(name)
         if "ByteFallback" in self._decoders and token_id in self._bytes_of:
             return bytes([self._bytes_of[token_id]])

@@ -137,13 +137,17 @@ async def _events(asked: Asked, include_usage: bool) -> AsyncGenerator[bytes]:
     with _one_stream(asked.call.service):
         async with asked.streams(deltas=True) as streams:
             answers = [_StreamedAnswer(asked, index) for index in range(len(streams.requests))]
-            while items := await streams.ready():
-                for index, item in items:
-                    answers[index].add(item)
-                # What has come together leaves together: an event for each answer, in one write.
-                chunks = [chunk for index in dict(items) for chunk in await answers[index].chunks()]
-                if chunks:
-                    yield b"".join([event({**head, "choices": [chunk], **usage}) for chunk in chunks])
+            try:
+                while items := await streams.ready():
+                    for index, item in items:
+                        answers[index].add(item)
+                    # What has come together leaves together: an event for each answer, in one write.
+                    chunks = [chunk for index in dict(items) for chunk in await answers[index].chunks()]
+                    if chunks:
+                        yield b"".join([event({**head, "choices": [chunk], **usage}) for chunk in chunks])
+            finally:
+                for answer in answers:
+                    answer.close()
         ended = [answer.end for answer in answers if answer.end is not None]
         last = event({**head, "choices": [], "usage": asked.usage(ended)}) if include_usage else b""
         yield last + DONE
@@ -171,6 +175,10 @@ class _StreamedAnswer:
         if self._placed is not None and item.logprob is not None:
             self._placed.add(item.logprob)
 
+    def close(self) -> None:
+        """Nobody waits for it any more."""
+        self._watch.close()
+
     async def chunks(self) -> list[dict[str, Any]]:
         """What may leave now.
 
@@ -179,7 +187,7 @@ class _StreamedAnswer:
             ClosedError: the server ended the answer.
         """
         new, self._new = self._new, ""
-        text = await self._watch.feed(new) if new else ""
+        text = await self._watch.feed(new)
         if self.end is not None:
             _check_end(self.end)
             text += await self._watch.finish()

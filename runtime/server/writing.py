@@ -21,8 +21,12 @@ from onnxpress.runtime.server.errors import RequestError
 
 MOST_ALTERNATIVES = 20
 """Likely tokens at each place of an answer, as in the OpenAI API."""
+TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
+Penalty = Annotated[float, Field(ge=-100, le=100)]
 _SEEDS = 1 << 64
-_LEAST_TOP_P = 1e-9  # of the generator; the OpenAI API allows 0, which is the likeliest token as well
+# Of the generator; the OpenAI API allows less, which means the likeliest token as well.
+_LEAST_TEMPERATURE = 1e-6
+_LEAST_TOP_P = 1e-9
 # Fields that other servers know and this one does not serve: why, for those who set them.
 _REFUSED = {
     "logit_bias": "logits cannot be changed one by one; leave it out, or limit the answer with structured_outputs",
@@ -72,13 +76,13 @@ class WritingRequest(Body):
 
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=10_000)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -88,9 +92,9 @@ class WritingRequest(Body):
     # Not of the OpenAI API.
     top_k: Annotated[int, Field(ge=0)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: float | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[TokenId] | None = None
     structured_outputs: StructuredOutputs | None = None
     prompt_lookup: Annotated[int, Field(ge=0, le=MOST_DRAFTED)] | None = None
 
@@ -113,10 +117,14 @@ class WritingRequest(Body):
             if getattr(self, name, None):
                 raise refused(name, why)
         if self.stream_options is not None and not self.stream:
-            raise RequestError(400, "stream_options are for streams; set stream, too", param="stream_options")
+            raise RequestError(
+                400, "stream_options are for streams; set stream, too", param="stream_options", code="invalid_input"
+            )
         given: dict[str, Any] = {
             "max_new_tokens": most_new or self.max_tokens,
-            "temperature": self.temperature,
+            "temperature": 0
+            if self.temperature is not None and self.temperature < _LEAST_TEMPERATURE
+            else self.temperature,
             "top_k": self.top_k,
             "top_p": None if self.top_p is None else max(self.top_p, _LEAST_TOP_P),
             "min_p": self.min_p,
@@ -140,7 +148,10 @@ class WritingRequest(Body):
         if own is not None:
             if form is not None and form.type != "text":
                 raise RequestError(
-                    400, "response_format and structured_outputs exclude each other", param="structured_outputs"
+                    400,
+                    "response_format and structured_outputs exclude each other",
+                    param="structured_outputs",
+                    code="invalid_input",
                 )
             return _structured(own)
         if form is None or form.type == "text":
@@ -149,7 +160,10 @@ class WritingRequest(Body):
             return constraints.json_object()
         if form.json_schema is None:
             raise RequestError(
-                400, "response_format has the type json_schema and no json_schema", param="response_format.json_schema"
+                400,
+                "response_format has the type json_schema and no json_schema",
+                param="response_format.json_schema",
+                code="invalid_input",
             )
         return constraints.json_schema(form.json_schema.schema_ or {})
 
@@ -210,6 +224,7 @@ def _structured(asked: StructuredOutputs) -> Grammar:
             400,
             f"structured_outputs has {len(given)} of json, json_object, regex, choice and grammar; give one",
             param="structured_outputs",
+            code="invalid_input",
         )
     value, make = given[0]
     return make(value)

@@ -143,11 +143,16 @@ async def chat(body: ChatRequest, request: Request, service: TheService) -> Resp
 def _logprobs(body: ChatRequest) -> int | None:
     _refuse_tools(body)
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
-        raise RequestError(400, "max_tokens and max_completion_tokens differ; give one", param="max_completion_tokens")
+        raise RequestError(
+            400,
+            "max_tokens and max_completion_tokens differ; give one",
+            param="max_completion_tokens",
+            code="invalid_input",
+        )
     if body.logprobs:
         return body.top_logprobs or 0
     if body.top_logprobs:
-        raise RequestError(400, "top_logprobs needs logprobs; set it, too", param="top_logprobs")
+        raise RequestError(400, "top_logprobs needs logprobs; set it, too", param="top_logprobs", code="invalid_input")
     return None
 
 

@@ -17,6 +17,7 @@ from onnxpress.runtime.server.registry import ServedModel
 from onnxpress.runtime.server.sse import EVENTS
 from onnxpress.runtime.server.writing import (
     MOST_ALTERNATIVES,
+    TokenId,
     WritingRequest,
     WritingUsage,
     check_context,
@@ -25,8 +26,6 @@ from onnxpress.runtime.server.writing import (
 )
 
 ROUTER = APIRouter(tags=["text"])
-
-TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
 class CompletionRequest(WritingRequest):
