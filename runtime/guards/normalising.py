@@ -21,6 +21,7 @@ _SEPARATOR = r"[ \t\u3000.\-_*·•~|/+,'`^=#]"
 _SPACED = re.compile(rf"(?<![^\W_])(?:[^\W_]{_SEPARATOR}{{1,2}}){{2,}}[^\W_](?![^\W_])")
 _HAN = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 _SPACED_HAN = re.compile(rf"(?<={_HAN}){_SEPARATOR}{{1,3}}(?={_HAN})")
+_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；…])|\n+")
 _SEPARATORS = re.compile(_SEPARATOR)
 
 
@@ -42,3 +43,10 @@ def joined(text: str) -> str:
     """Without the separators between single letters, and between Chinese characters. A wider gap stays a gap."""
     text = _SPACED.sub(lambda match: _SEPARATORS.sub("", match[0]), text)
     return _SPACED_HAN.sub("", text)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, where it has more than one."""
+    found = [part.strip() for part in _SENTENCE_END.split(text)]
+    found = [part for part in found if part]
+    return found if len(found) > 1 else []
