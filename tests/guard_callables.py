@@ -15,3 +15,8 @@ def no_digits(text: str) -> str | None:
 async def no_shouting(text: str) -> str | None:
     """Stops texts in capital letters."""
     return "shouting" if text.isupper() else None
+
+
+def broken(text: str) -> str | None:
+    """Fails at everything."""
+    raise ValueError(f"cannot read {text}")

@@ -24,7 +24,8 @@ _GOOD = {
 # Harmful with words of _BAD, harmless with those of _GOOD.
 _SHARP = {
     "insult": (
-        ["You are a {}.", "What a {} you are!", "Shut up, you {}.", "Nobody likes a {} like you.", "Such a {} you are."],
+        ["You are a {}.", "What a {} you are!", "Shut up, you {}.", "Nobody likes a {} like you.",
+         "Such a {} you are."],
         ["你就是个{}。", "你真是{}！", "闭嘴吧，你这个{}。", "没人喜欢你这种{}。", "滚，{}。"],
     ),
     "threat": (
@@ -84,8 +85,8 @@ FILLER = (
     "The delivery of your parcel takes three days.", "You can pay the invoice until the end of the month.",
     "Our shop is open from nine to six.", "Please send us a picture of the broken lamp.",
     "We are happy to help with your order.", "The weather is fine today.", "You will get the money back within a week.",
-    "Thank you for your call.", "您的包裹三天内送到。", "请在月底之前付款。", "我们的店九点开门。", "请发一张照片给我们。",
-    "很高兴为您服务。", "今天天气很好。", "一周内会退款给您。", "谢谢您的来电。",
+    "Thank you for your call.", "您的包裹三天内送到。", "请在月底之前付款。", "我们的店九点开门。",
+    "请发一张照片给我们。", "很高兴为您服务。", "今天天气很好。", "一周内会退款给您。", "谢谢您的来电。",
 )  # fmt: skip
 """Harmless, about nothing in particular."""
 

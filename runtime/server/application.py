@@ -26,6 +26,8 @@ class Service:
     guards: Guards
     phase: Literal["ready", "draining"] = "ready"
     """draining: it is told to end, finishes what it has, and should get no more."""
+    streams: int = 0
+    """Answers that are being streamed."""
 
 
 def service_of(request: Request) -> Service:

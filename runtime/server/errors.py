@@ -20,6 +20,7 @@ from onnxpress.runtime.errors import (
     InvalidInputError,
     OnnxpressError,
     QueueFullError,
+    UnsupportedModelError,
 )
 
 _LOG = logging.getLogger("onnxpress.server")
@@ -76,6 +77,7 @@ _KINDS: tuple[tuple[type[Exception], _Kind], ...] = (
     (ClosedError, _Kind(503, "server_error", "shutting_down", retry=True)),
     (GuardError, _Kind(503, "server_error", "guard_failed")),
     (InvalidInputError, _Kind(400, "invalid_request_error", "invalid_input")),
+    (UnsupportedModelError, _Kind(400, "invalid_request_error", "unsupported")),
 )
 _INTERNAL = "the server failed at this request; its log says why, under the request's id"
 
