@@ -16,7 +16,7 @@ import pytest
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.generation.requests import Generation
 from onnxpress.runtime.server import Limits
-from onnxpress.runtime.server.calls import Call, OutputWatch
+from onnxpress.runtime.server.calls import Call
 from onnxpress.runtime.server.errors import RequestError
 from tests.text_server import text_app
 
@@ -454,7 +454,7 @@ def test_limits_refuse_with_429_and_504(tmp_path: Path, monkeypatch: pytest.Monk
         assert app.state.service.streams == 0
 
 
-class _Holding(OutputWatch):
+class _Holding:
     """Lets text leave once 5 more characters are there, and stops one with a certain letter."""
 
     def __init__(self, stopped: str = "") -> None:
@@ -469,6 +469,9 @@ class _Holding(OutputWatch):
 
     async def finish(self) -> str:
         return self._held
+
+    def close(self) -> None:
+        pass
 
 
 def test_text_and_tokens_wait_for_what_watches_them(
