@@ -30,7 +30,7 @@ from tests.tokenizer_styles import BERT, BERT_PAIR, BERT_TEXT
 POSITIONS = 128
 """Tokens that a model reads."""
 _BATCH = 32
-_REPLACED = 0.1  # of tokens, by others: what is said must not hang on one word, nor on a word that is not known
+_REPLACED = 0.04  # of tokens, by others: what is said must not hang on one word, nor on a word that is not known
 _SHARPNESS = 10.0  # of similarities, in the embedder's loss
 
 
@@ -42,6 +42,7 @@ def train_classifier(
     multi_label: bool = False,
     positions: int = POSITIONS,
     steps: int = 120,
+    layers: int = 1,
 ) -> Path:
     """Save a BertForSequenceClassification.
 
@@ -52,14 +53,17 @@ def train_classifier(
         multi_label: each label has a probability of its own.
         positions: tokens that it reads.
         steps: of 32 texts.
+        layers: 1 knows labels by their words; 2 also by which words stand together.
     """
     labels = list(texts_by_label)
-    texts = list(dict.fromkeys(text for group in texts_by_label.values() for text in group))
+    # Batches are of neighbours here, so that little is padding.
+    texts = sorted(dict.fromkeys(text for group in texts_by_label.values() for text in group), key=len)
     targets = torch.tensor([[float(text in set(texts_by_label[label])) for label in labels] for text in texts])
     tokenizer = make_tokenizer(texts, positions)
     config = _config(
         tokenizer,
         positions,
+        num_hidden_layers=layers,
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
         problem_type="multi_label_classification" if multi_label else "single_label_classification",
@@ -74,7 +78,12 @@ def train_classifier(
             return functional.binary_cross_entropy_with_logits(logits, wanted)
         return functional.cross_entropy(logits, wanted.argmax(-1))
 
-    _train(model, loss, len(texts), steps)
+    def batch() -> torch.Tensor:
+        near = 8 * _BATCH  # so that not always the same are together
+        start = int(torch.randint(max(1, len(texts) - near + 1), ()))
+        return start + torch.randperm(min(near, len(texts)))[:_BATCH]
+
+    _train(model, lambda: loss(batch()), steps)
     return _save(model, tokenizer, folder)
 
 
@@ -105,7 +114,7 @@ def train_embedder(
         logs = functional.log_softmax(similarities, -1)
         return -((logs * same).sum(-1) / same.sum(-1).clamp(min=1)).mean()
 
-    _train(model, loss, len(texts), steps)
+    _train(model, lambda: loss(torch.randperm(len(texts))[:_BATCH]), steps)
     _save(model, tokenizer, folder)
     listed = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     write_json(
@@ -140,9 +149,9 @@ def train_reranker(
     # That topics are alike is hard to find for who does not know them yet, so it learns to name both, too.
     naming = torch.nn.Linear(model.config.hidden_size, 2 * len(groups))
 
-    def loss(chosen: torch.Tensor) -> torch.Tensor:
-        topics = torch.randint(len(groups), (2, len(chosen)))
-        topics[1] = torch.where(chosen % 2 == 1, topics[0], topics[1])
+    def loss() -> torch.Tensor:
+        topics = torch.randint(len(groups), (2, _BATCH))
+        topics[1] = torch.where(torch.arange(_BATCH) % 2 == 1, topics[0], topics[1])
         relevant = (topics[0] == topics[1]).float()
         sides = [[random.choice(groups[topic]) for topic in side] for side in topics]
         output = model(**_inputs(tokenizer, *sides), output_hidden_states=True)
@@ -152,7 +161,7 @@ def train_reranker(
         )
 
     random.seed(seed)
-    _train(torch.nn.ModuleList([model, naming]), loss, 2 * sum(map(len, groups)), steps)
+    _train(torch.nn.ModuleList([model, naming]), loss, steps)
     return _save(model, tokenizer, folder)
 
 
@@ -187,12 +196,13 @@ def _config(tokenizer: transformers.PreTrainedTokenizerFast, positions: int, **c
     return transformers.BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
-        num_hidden_layers=1,
+        num_hidden_layers=changes.pop("num_hidden_layers", 1),
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=positions,
         pad_token_id=tokenizer.pad_token_id,
-        hidden_dropout_prob=0.1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
         initializer_range=0.05,
         **changes,
     )
@@ -211,8 +221,8 @@ def _inputs(tokenizer: transformers.PreTrainedTokenizerFast, *texts: list[str]) 
     return inputs
 
 
-def _train(model: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], count: int, steps: int) -> None:
-    """Minimise the loss of random batches of `count` examples. In one thread: for so little, others only wait."""
+def _train(model: torch.nn.Module, loss: Callable[[], torch.Tensor], steps: int) -> None:
+    """Minimise the loss, of random batches. In one thread: for so little, others only wait."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -220,7 +230,7 @@ def _train(model: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor],
     model.train()
     for _ in range(steps):
         optimizer.zero_grad()
-        loss(torch.randperm(count)[:_BATCH]).backward()
+        loss().backward()
         optimizer.step()
         schedule.step()
     model.eval()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from onnxpress.runtime.guards.settings import GuardSettings, Place
 
-__all__ = ["Decision", "GuardSettings", "Guards", "HeldItems", "OutputWatch", "Place"]
+__all__ = ["Decision", "GuardSettings", "Guards", "OutputWatch", "Place"]
 
 
 def __getattr__(name: str) -> object:
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> object:
     match name:
         case "Guards" | "Decision":
             from onnxpress.runtime.guards import guards as module
-        case "OutputWatch" | "HeldItems":
+        case "OutputWatch":
             from onnxpress.runtime.guards import watching as module  # type: ignore[no-redef]
         case _:
             raise AttributeError(f"module 'onnxpress.runtime.guards' has no attribute {name!r}")

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 
 from onnxpress.runtime.errors import ClosedError, InvalidInputError, OnnxpressError, QueueFullError
 from onnxpress.runtime.guards.guard import Finding
-from onnxpress.runtime.guards.normalising import forms
+from onnxpress.runtime.guards.normalising import forms, sentences
 from onnxpress.runtime.guards.settings import GuardSettings
 from onnxpress.runtime.model import load
 from onnxpress.runtime.runner import BatchingRunner
@@ -79,7 +79,7 @@ class ClassifyingGuard:
             items = await asyncio.to_thread(_items, texts)
         if not items:
             return None
-        scores = await self._runner.asynchronous.highest_scores([form for _, form in items])
+        scores = await self._runner.asynchronous.highest_scores([part for _, part in items])
         found: dict[str, Finding] = {}
         for (index, _), row in zip(items, scores, strict=True):
             if any(finding.index < index for finding in found.values()):
@@ -102,5 +102,8 @@ class ClassifyingGuard:
 
 
 def _items(texts: Sequence[str]) -> list[tuple[int, str]]:
-    """The forms of all texts, each with the index of its text."""
-    return [(index, form) for index, text in enumerate(texts) for form in forms(text)]
+    """The forms of all texts, each with the index of its text, and each followed by its sentences: one that must be
+    stopped may be lost on a model among many others."""
+    return [
+        (index, part) for index, text in enumerate(texts) for form in forms(text) for part in (form, *sentences(form))
+    ]

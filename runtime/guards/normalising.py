@@ -17,17 +17,20 @@ _UNSEEN = re.compile(
 """Format characters, fillers, selectors of variants, and marks over letters."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _SEPARATOR = r"[ \t\u3000.\-_*·•~|/+,'`^=#]"
-# In scripts with spaces between words: three single letters or more, each with one or two separators to the next.
-_SPACED = re.compile(rf"(?<![^\W_])(?:[^\W_]{_SEPARATOR}{{1,2}}){{2,}}[^\W_](?![^\W_])")
+# In scripts with spaces between words: three single letters or more, the same between each two.
+_SPACED = re.compile(rf"(?<![^\W_])[^\W_]({_SEPARATOR}{{1,3}})[^\W_](?:\1[^\W_])+(?![^\W_])")
 _HAN = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 _SPACED_HAN = re.compile(rf"(?<={_HAN}){_SEPARATOR}{{1,3}}(?={_HAN})")
-_SEPARATORS = re.compile(_SEPARATOR)
+_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；…])|\n+")
+_WORDS = "ai"
+"""English words of one letter: "a i d i o t" is one letter too many for the other."""
 
 
 def forms(text: str) -> list[str]:
     """The different forms of a text, itself first; none where nothing is in it."""
     plain = normalised(text)
-    return [form for form in dict.fromkeys((text, plain, joined(plain))) if form.strip()]
+    found = dict.fromkeys((text, plain, joined(plain), joined(plain, words=_WORDS)))
+    return [form for form in found if form.strip()]
 
 
 def normalised(text: str) -> str:
@@ -38,7 +41,20 @@ def normalised(text: str) -> str:
     return _CONTROL.sub(" ", text.casefold())
 
 
-def joined(text: str) -> str:
-    """Without the separators between single letters, and between Chinese characters. A wider gap stays a gap."""
-    text = _SPACED.sub(lambda match: _SEPARATORS.sub("", match[0]), text)
-    return _SPACED_HAN.sub("", text)
+def joined(text: str, words: str = "") -> str:
+    """Without the separators between single letters, and between Chinese characters. A wider gap stays a gap, and the
+    first letter stays apart where it is among `words`."""
+
+    def join(match: re.Match[str]) -> str:
+        letters = match[0].split(match[1])
+        first = letters.pop(0)
+        return f"{first}{' ' if first in words else ''}{''.join(letters)}"
+
+    return _SPACED_HAN.sub("", _SPACED.sub(join, text))
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, where it has more than one."""
+    found = [part.strip() for part in _SENTENCE_END.split(text)]
+    found = [part for part in found if part]
+    return found if len(found) > 1 else []

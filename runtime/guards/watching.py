@@ -12,12 +12,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
 
 from onnxpress.runtime.guards.checkpoints import Checkpoints
 from onnxpress.runtime.guards.guard import Guard
-
-T = TypeVar("T")
 
 _CHECKS_PER_HOLD = 4
 """Checks are H / 4 characters apart, or more: each character is looked at ten times at most."""
@@ -62,6 +59,11 @@ class OutputWatch:
     def guarded(self) -> bool:
         """Whether any guard looks at it; else all text leaves as it comes."""
         return bool(self._guards)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is over: a guard stopped it, or could not tell."""
+        return self._error is not None
 
     async def feed(self, text: str) -> str:
         """Take what was written, and return what may leave now; both may be empty. Checks run meanwhile; it waits for
@@ -155,40 +157,3 @@ class OutputWatch:
             needed = min(self._seen, self.released)
             self._text, self._start = self._text[needed - self._start :], needed
         return text
-
-
-class HeldItems(Generic[T]):
-    """What belongs to pieces of an answer, such as the log probabilities of its tokens, until its text has left:
-
-    held.put(entry, piece)
-    text = await watch.feed(piece)
-    entries = held.take(watch.released)
-    """
-
-    def __init__(self) -> None:
-        self._items: list[tuple[T, int]] = []  # with the place where their text ends
-        self._textless: list[T] = []
-        self._end = 0
-
-    def put(self, item: T, text: str) -> None:
-        """Hold an item until its text has left; one without text, such as a part of a character, until the text after
-        it has."""
-        if not text:
-            self._textless.append(item)
-            return
-        self._end += len(text)
-        self._items += [(each, self._end) for each in (*self._textless, item)]
-        self._textless = []
-
-    def take(self, released: int) -> list[T]:
-        """Those whose text is among so many characters of the answer, in order."""
-        count = sum(end <= released for _, end in self._items)
-        taken = [item for item, _ in self._items[:count]]
-        del self._items[:count]
-        return taken
-
-    def rest(self) -> list[T]:
-        """All that are left, once the whole answer has."""
-        taken = [*(item for item, _ in self._items), *self._textless]
-        self._items, self._textless = [], []
-        return taken

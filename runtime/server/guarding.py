@@ -8,8 +8,8 @@ from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.guards.guards import Decision, Guards
 from onnxpress.runtime.server.settings import ServerSettings
 
-_READ_AGAIN = 4
-"""How often a guard may read the same: in overlapping windows, twice, and in other forms."""
+_READ_AGAIN = 8
+"""How often a guard may read the same: in overlapping windows, by sentences, and in other forms."""
 
 
 def load_guards(

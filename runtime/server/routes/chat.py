@@ -191,13 +191,10 @@ def _text(content: str | list[ContentPart], param: str) -> str:
 
 
 def _to_check(messages: list[dict[str, Any]]) -> list[str]:
-    """What guards look at: all that the client wrote, also in earlier turns, which it may have made up. What the
-    assistant wrote was looked at when it left; where it comes last, it is to be continued."""
-    return [
-        message["content"]
-        for index, message in enumerate(messages)
-        if message["role"] != "assistant" or index == len(messages) - 1
-    ]
+    """What guards look at: all that the model will read. What the assistant is said to have said, the client may have
+    made up."""
+    texts = [message.get(field) for message in messages for field in ("content", "name", "reasoning_content")]
+    return [text for text in texts if text]
 
 
 def _variables(body: ChatRequest) -> dict[str, Any]:
