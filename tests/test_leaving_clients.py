@@ -98,7 +98,7 @@ def test_many_clients_that_leave_make_room_for_one_that_stays(embedding: Embeddi
 
 @pytest.mark.parametrize("path", ["/whole", "/stream"])
 def test_an_answer_ends_where_its_client_leaves(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with opening(make_bundle(tmp_path)) as open_with, open_with() as generator, BatchingRunner(generator) as runner:
+    with opening(make_bundle(tmp_path)) as open_with, BatchingRunner(generator := open_with()) as runner:
         app = FastAPI()
         advance = generator.engine._scheduler.advance
 
