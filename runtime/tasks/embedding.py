@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxpress.runtime.encoder import Encoder, FloatArray
+from onnxpress.runtime.encoder import Encoder, FloatArray, packed
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.tasks.base import TaskModel, texts_only
@@ -55,7 +55,7 @@ class Embedder(TaskModel):
             return np.zeros((0, self.embedding.dimension), np.float32)
         if prefix:
             items = [prefix + text for text in items]
-        encodings = self.tokenizer.encode(items)
+        encodings = packed(self.tokenizer.encode(items))
         extra: dict[str, list[list[int]]] = {}
         if "pooling_mask" in self.encoder.input_names:
             skipped = self.tokenizer.prompt_length(prefix) if prefix and not self.embedding.include_prompt else 0

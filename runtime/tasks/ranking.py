@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from onnxpress.runtime.encoder import Encoder, FloatArray
+from onnxpress.runtime.encoder import Encoder, FloatArray, packed
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.tasks.base import TaskModel
@@ -83,7 +83,7 @@ class Reranker(TaskModel):
                 raise InvalidInputError(
                     f"item {index} is of type {type(item).__name__}; give tuples of query and document"
                 )
-        rows = yield Work(self.tokenizer.encode(items))
+        rows = yield Work(packed(self.tokenizer.encode(items)))
         if not rows:
             return np.zeros(0, np.float32)
         return scores_of(np.stack([row["logits"] for row in rows]), self.labels.function)[:, 0]

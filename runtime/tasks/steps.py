@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    import tokenizers
+    from onnxpress.runtime.encoder import Encoded
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,7 +29,7 @@ Row = dict[str, npt.NDArray[np.float32]]
 class Work:
     """Sequences for the graph, and its further inputs, as `Encoder.run` has them."""
 
-    encodings: Sequence[tokenizers.Encoding]
+    encodings: Sequence[Encoded]
     extra: Mapping[str, Sequence[Sequence[int]]] | None = None
 
 
