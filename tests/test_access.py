@@ -305,3 +305,19 @@ def test_more_connections_than_files_are_named(monkeypatch: pytest.MonkeyPatch) 
 def test_errors_are_of_our_form(keys_file: Path) -> None:
     response = ask(make_app(api_keys_file=str(keys_file)), "GET", "/metrics")
     assert set(json.loads(response.text)["error"]) == {"message", "type", "param", "code"}
+
+
+# The documentation
+
+
+def test_the_documented_limits_are_those_that_hold() -> None:
+    table = {}
+    for line in (Path(__file__).parents[1] / "docs" / "limits.md").read_text("utf-8").splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == 6 and cells[1].startswith("`"):
+            table[cells[1].strip("`")] = cells[2].replace(",", "")
+    shown = {}
+    for field in dataclasses.fields(Limits):
+        value = getattr(Limits(), field.name)
+        shown[field.name] = f"{value >> 20} MiB" if field.name.endswith("_bytes") else f"{value:g}"
+    assert table == {name: "131072" if name == "tokens" else text for name, text in shown.items()}

@@ -14,6 +14,8 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
 import onnxpress
+from onnxpress.runtime.call_queue import CallQueue
+from onnxpress.runtime.encoder import PackedTokens
 from onnxpress.runtime.generation.engine import EngineState
 from onnxpress.runtime.queue_counts import QueueCounts
 from onnxpress.runtime.runner import BatchingRunner
@@ -98,7 +100,7 @@ def test_many_clients_that_leave_make_room_for_one_that_stays(embedding: Embeddi
 
 @pytest.mark.parametrize("path", ["/whole", "/stream"])
 def test_an_answer_ends_where_its_client_leaves(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with opening(make_bundle(tmp_path)) as open_with, open_with() as generator, BatchingRunner(generator) as runner:
+    with opening(make_bundle(tmp_path)) as open_with, BatchingRunner(generator := open_with()) as runner:
         app = FastAPI()
         advance = generator.engine._scheduler.advance
 
@@ -131,3 +133,18 @@ def test_an_answer_ends_where_its_client_leaves(tmp_path: Path, path: str, monke
                 until(lambda: state().running == 1)
             until(lambda: state().running == 0)
             assert state().counts.new_tokens < 50  # of the 250 that would fit, at 20 a second
+
+
+def test_texts_that_wait_take_little_memory(embedding: Embedding) -> None:
+    """The tokenizer's own objects keep the text of each token, and what was cut off."""
+    with embedding.live.connect() as first, embedding.live.connect() as second:
+        first.sendall(embed("runs"))
+        until(lambda: embedding.counts.running)
+        second.sendall(embed("waits " * 100))
+        until(lambda: embedding.counts.waiting)
+        queue = embedding.runner._serving
+        assert isinstance(queue, CallQueue)
+        (item,) = queue._items
+        assert isinstance(item.call.work.encodings[0], PackedTokens)
+        embedding.go_on.set()
+        assert read_answer(second)[0] == 200

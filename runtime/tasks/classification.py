@@ -12,7 +12,7 @@ from typing import overload
 
 import numpy as np
 
-from onnxpress.runtime.encoder import Encoder, FloatArray
+from onnxpress.runtime.encoder import Encoder, FloatArray, packed
 from onnxpress.runtime.errors import InvalidInputError, require_whole
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.tasks.base import TaskModel, texts_only
@@ -73,7 +73,7 @@ class Classifier(TaskModel):
         """
         self.encoder.check_process()
         one = isinstance(texts, str | tuple)
-        rows = yield Work(self.tokenizer.encode([texts] if isinstance(texts, str | tuple) else list(texts)))
+        rows = yield Work(packed(self.tokenizer.encode([texts] if isinstance(texts, str | tuple) else list(texts))))
         found = [self._classification(row["logits"]) for row in rows]
         return found[0] if one else found
 
@@ -149,7 +149,7 @@ class Classifier(TaskModel):
         hypotheses = _hypotheses(labels, hypothesis)
         items = texts_only([texts] if isinstance(texts, str) else texts)
         pairs = [(text, sentence) for text in items for sentence in hypotheses]
-        rows = yield Work(self.tokenizer.encode(pairs, cut="only_first"))
+        rows = yield Work(packed(self.tokenizer.encode(pairs, cut="only_first")))
         if not rows:
             return []
         # [texts, labels, entailment / neutral / contradiction]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxpress.runtime.encoder import Encoded, Encoder, FloatArray
+from onnxpress.runtime.encoder import Encoded, Encoder, FloatArray, packed
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.tasks.base import TaskModel, texts_only
@@ -55,7 +55,7 @@ class Embedder(TaskModel):
             return np.zeros((0, self.embedding.dimension), np.float32)
         if prefix:
             items = [prefix + text for text in items]
-        encodings = self.tokenizer.encode(items)
+        encodings = packed(self.tokenizer.encode(items))
         skipped = self.tokenizer.prompt_length(prefix) if prefix and not self.embedding.include_prompt else 0
         return (yield from self._vectors(encodings, skipped))
 
@@ -75,7 +75,7 @@ class Embedder(TaskModel):
             ForkError: called in another process than the one that loaded the model.
         """
         self.encoder.check_process()
-        encodings = self.tokenizer.encode_ids(sequences)
+        encodings = packed(self.tokenizer.encode_ids(sequences))
         if not encodings:
             return np.zeros((0, self.embedding.dimension), np.float32)
         return (yield from self._vectors(encodings, 0))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from onnxpress.runtime.encoder import Encoder, FloatArray
+from onnxpress.runtime.encoder import Encoder, FloatArray, packed
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.tasks.base import TaskModel
@@ -104,7 +104,8 @@ class Reranker(TaskModel):
                 raise InvalidInputError(
                     f"item {index} is of type {type(item).__name__}; give tuples of query and document"
                 )
-        rows = yield Work(self.tokenizer.encode(items, "longest_first" if truncate else None, side=side))
+        encodings = self.tokenizer.encode(items, "longest_first" if truncate else None, side=side)
+        rows = yield Work(packed(encodings))
         if not rows:
             return np.zeros((0, len(self.labels.names)), np.float32)
         return np.stack([row["logits"] for row in rows])
