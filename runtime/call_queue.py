@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import NoReturn
 
 from onnxpress.runtime.batching import tokens_per_batch
 from onnxpress.runtime.call_report import BatchReport
@@ -127,6 +128,18 @@ class CallQueue:
         if self._closing:
             raise ClosedError("this runner is closed; make a new BatchingRunner over the model")
 
+    def check_room(self) -> None:
+        """For those who can ask before they have the sequences of a call, so that what is refused costs little.
+
+        Raises:
+            QueueFullError: no sequence may come now.
+        """
+        if len(self._items) >= self._most_waiting:
+            with self._lock:
+                waiting = len(self._items)
+                if waiting >= self._most_waiting:
+                    self._refuse(waiting)
+
     def check_tokens(self, tokens: int) -> None:
         """
         Raises:
@@ -160,10 +173,7 @@ class CallQueue:
                 starting = 0
             else:
                 if waiting and waiting + len(items) > self._most_waiting:
-                    self._counter.refused += 1
-                    raise QueueFullError(
-                        f"{waiting} sequences are waiting and {self._most_waiting} may; try again later"
-                    )
+                    self._refuse(waiting)
                 self._items.update(dict.fromkeys(items))
                 if self._max_wait:
                     self._changed.notify_all()
@@ -217,6 +227,10 @@ class CallQueue:
 
     # Whoever calls these holds the lock.
 
+    def _refuse(self, waiting: int) -> NoReturn:
+        self._counter.refused += 1
+        raise QueueFullError(f"{waiting} sequences are waiting and {self._most_waiting} may; try again later")
+
     def _is_one_batch(self, items: Sequence[_Item]) -> bool:
         return len(items) == 1 or len(self._encoder.graph.plan([item.length for item in items])) == 1
 
@@ -243,6 +257,7 @@ class CallQueue:
         call.left = 0
         for item in call.items:
             self._items.pop(item, None)
+        call.items = []
         self._give_back(0)
         return True
 
@@ -383,6 +398,7 @@ class CallQueue:
                     call.left -= 1
                 if not call.left:
                     call.ended = time.monotonic()
+                    call.items = []  # which hold it: circles stay until they are found
                     done.append(call)
         _wake(done)
 

@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI, Request
 
 import onnxpress
 from onnxpress.runtime.server.errors import ErrorBody, add_error_handlers
+from onnxpress.runtime.server.housekeeping import keeping_house
 from onnxpress.runtime.server.registry import Models
 from onnxpress.runtime.server.settings import ServerSettings
 
@@ -52,7 +53,8 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with keeping_house():
+            yield
         loaded.close(timeout=settings.drain_seconds)
 
     app = FastAPI(

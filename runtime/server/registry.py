@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from onnxpress.runtime.bundle import open_bundle
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.model import load
 from onnxpress.runtime.runner import BatchingRunner
 from onnxpress.runtime.server.errors import RequestError
 from onnxpress.runtime.server.settings import Limits, ServedBundle
-from onnxpress.runtime.settings import settings_of
+from onnxpress.runtime.settings import ServingSettings, settings_of
+from onnxpress.runtime.tuned import tuned_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,14 +106,25 @@ class Models:
 
 
 def _open(bundle: ServedBundle, limits: Limits, threads: int | None) -> ServedModel:
-    settings = None if bundle.settings is None else settings_of(bundle.settings)
     model = load(
-        bundle.path, bundle.variant, list(bundle.providers) or None, bundle.threads or threads, settings=settings
+        bundle.path,
+        bundle.variant,
+        list(bundle.providers) or None,
+        bundle.threads or threads,
+        settings=_settings_of(bundle),
     )
     runner = BatchingRunner(model, most_waiting=limits.waiting, seconds=limits.seconds, most_tokens=limits.tokens)
     served = ServedModel(bundle.called, model.bundle.manifest.task, model, runner, int(time.time()))
     warm_up(served)
     return served
+
+
+def _settings_of(bundle: ServedBundle) -> ServingSettings:
+    """Those that were named, else what `onnxpress tune` kept, else the preset `server`."""
+    if bundle.settings is not None:
+        return settings_of(bundle.settings)
+    opened = open_bundle(bundle.path)
+    return tuned_settings(opened, opened.manifest.variant(bundle.variant)) or settings_of("server")
 
 
 def warm_up(served: ServedModel) -> None:
