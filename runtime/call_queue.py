@@ -132,13 +132,18 @@ class CallQueue:
         """For those who can ask before they have the sequences of a call, so that what is refused costs little.
 
         Raises:
-            QueueFullError: no sequence may come now.
+            QueueFullError: no sequence may come now, for too many wait, or the one that has waited longest has spent
+                half of its call's time on that: whoever comes now would hardly be served in time.
         """
-        if len(self._items) >= self._most_waiting:
-            with self._lock:
-                waiting = len(self._items)
-                if waiting >= self._most_waiting:
-                    self._refuse(waiting)
+        with self._lock:
+            waiting = len(self._items)
+            if waiting >= self._most_waiting:
+                self._refuse(f"{waiting} sequences are waiting and {self._most_waiting} may")
+            oldest = next(iter(self._items)).call if waiting else None
+            if oldest is not None and oldest.deadline is not None:
+                waited, allowed = time.monotonic() - oldest.since, oldest.deadline - oldest.since
+                if waited > allowed / 2:
+                    self._refuse(f"calls wait {waited:.3g} seconds for their turn, which leaves too little time")
 
     def check_tokens(self, tokens: int) -> None:
         """
@@ -173,7 +178,7 @@ class CallQueue:
                 starting = 0
             else:
                 if waiting and waiting + len(items) > self._most_waiting:
-                    self._refuse(waiting)
+                    self._refuse(f"{waiting} sequences are waiting and {self._most_waiting} may")
                 self._items.update(dict.fromkeys(items))
                 if self._max_wait:
                     self._changed.notify_all()
@@ -227,9 +232,9 @@ class CallQueue:
 
     # Whoever calls these holds the lock.
 
-    def _refuse(self, waiting: int) -> NoReturn:
+    def _refuse(self, why: str) -> NoReturn:
         self._counter.refused += 1
-        raise QueueFullError(f"{waiting} sequences are waiting and {self._most_waiting} may; try again later")
+        raise QueueFullError(f"{why}; try again later")
 
     def _is_one_batch(self, items: Sequence[_Item]) -> bool:
         return len(items) == 1 or len(self._encoder.graph.plan([item.length for item in items])) == 1
