@@ -1,9 +1,10 @@
 """Gives back what requests have left behind.
 
-A request leaves a few dozen objects that refer to each other in circles (FastAPI's and Starlette's, mostly), which Python
-finds only when it has looked through all objects, and it looks seldom where those are many. So what is there at the start
-is frozen: then the collector has only the requests' own to look at. What was freed lies in pages that the C library keeps,
-so it is told to return them, from time to time while the process works, and so a last time soon after a burst.
+What a request is made of refers to itself in circles here and there, in libraries as well. Python finds those only when
+it looks through all objects, and where there are many, as here after everything is imported, it does so seldom. So what
+is there at the start is frozen, and the collector has only the objects of requests to look through. What was freed lies
+in pages that the C library keeps; it is told to return them, every few seconds while the process works, and so a last
+time soon after a burst.
 """
 
 from __future__ import annotations
