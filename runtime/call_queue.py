@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import NoReturn
 
 from onnxpress.runtime.batching import choose_batch, tokens_per_batch
 from onnxpress.runtime.call_report import BatchReport
@@ -78,6 +79,23 @@ class CallQueue:
         if self._closing:
             raise ClosedError("this runner is closed; make a new BatchingRunner over the model")
 
+    def check_room(self) -> None:
+        """For those who can ask before they have the sequences of a call, so that what is refused costs little.
+
+        Raises:
+            QueueFullError: no sequence may come now, for too many wait, or the one that has waited longest has spent
+                half of its call's time on that: whoever comes now would hardly be served in time.
+        """
+        with self._lock:
+            waiting = len(self._items)
+            if waiting >= self._most_waiting:
+                self._refuse(f"{waiting} sequences are waiting and {self._most_waiting} may")
+            oldest = next(iter(self._items)).call if waiting else None
+            if oldest is not None and oldest.deadline is not None:
+                waited, allowed = time.monotonic() - oldest.since, oldest.deadline - oldest.since
+                if waited > allowed / 2:
+                    self._refuse(f"calls wait {waited:.3g} seconds for their turn, which leaves too little time")
+
     def check_tokens(self, tokens: int) -> None:
         """
         Raises:
@@ -111,10 +129,7 @@ class CallQueue:
                 starting = 0
             else:
                 if waiting and waiting + len(items) > self._most_waiting:
-                    self._counter.refused += 1
-                    raise QueueFullError(
-                        f"{waiting} sequences are waiting and {self._most_waiting} may; try again later"
-                    )
+                    self._refuse(f"{waiting} sequences are waiting and {self._most_waiting} may")
                 self._items.update(dict.fromkeys(items))
                 if self._max_wait:
                     self._changed.notify_all()
@@ -168,6 +183,10 @@ class CallQueue:
 
     # Whoever calls these holds the lock.
 
+    def _refuse(self, why: str) -> NoReturn:
+        self._counter.refused += 1
+        raise QueueFullError(f"{why}; try again later")
+
     def _is_one_batch(self, items: Sequence[Item]) -> bool:
         return len(items) == 1 or len(self._encoder.graph.plan([item.length for item in items])) == 1
 
@@ -194,6 +213,7 @@ class CallQueue:
         call.left = 0
         for item in call.items:
             self._items.pop(item, None)
+        call.items = []
         self._give_back(0)
         return True
 
@@ -311,5 +331,6 @@ class CallQueue:
                     call.left -= 1
                 if not call.left:
                     call.ended = time.monotonic()
+                    call.items = []  # which hold it: circles stay until they are found
                     done.append(call)
         wake_all(done)

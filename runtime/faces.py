@@ -88,6 +88,7 @@ class _Face:
         """The method of the model in two halves."""
         method = getattr(self._model, name)
         self._queue.check()
+        self._queue.check_room()
         steps: Steps[Any] = method.steps(self._model, *arguments, **options)
         return steps
 

@@ -13,7 +13,7 @@ from onnxpress.runtime.batching import TOKENS_PER_BATCH
 from onnxpress.runtime.errors import InvalidInputError, require_whole
 from onnxpress.runtime.machine import usable_cores
 
-Preset = Literal["latency", "balanced", "small"]
+Preset = Literal["latency", "balanced", "small", "server"]
 Extend = Literal["power_of_two", "as_requested"]
 Shrink = Literal["never", "after_run", "when_idle"]
 
@@ -148,8 +148,11 @@ PRESETS: dict[str, ServingSettings] = {
     "small": ServingSettings(
         sessions="one", spinning=False, arena=Arena(shrink="when_idle"), tokens_per_batch=256, huge_pages=False
     ),
+    # The threads that read requests and write answers need the cores on which others would spin.
+    "server": ServingSettings(spinning=False, warm_up=True),
 }
-"""Settings by name: the fastest answer to a text alone; a good one and a high rate; little memory."""
+"""Settings by name: the fastest answer to a text alone; a good one and a high rate; little memory; many requests that
+come over a network."""
 
 
 def settings_of(given: ServingSettings | str | None) -> ServingSettings:

@@ -15,6 +15,7 @@ from onnxpress.runtime.guards.guards import Guards
 from onnxpress.runtime.server.document import add_document
 from onnxpress.runtime.server.errors import ErrorBody, add_error_handlers
 from onnxpress.runtime.server.guarding import load_guards
+from onnxpress.runtime.server.housekeeping import keeping_house
 from onnxpress.runtime.server.metrics import Metrics
 from onnxpress.runtime.server.registry import Models
 from onnxpress.runtime.server.settings import ServerSettings
@@ -75,7 +76,8 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watching = asyncio.create_task(watch.keep())
-        yield
+        async with keeping_house():
+            yield
         watching.cancel()
         loaded.close(timeout=settings.drain_seconds)
         watch.refresh()

@@ -70,7 +70,6 @@ def _reason(request: GenerationRequest) -> str:
 class Call:
     """Made by a route once it knows the model: `call = Call.of(request, service, served)`."""
 
-    request: Request
     service: Service
     served: ServedModel
     report: CallReport = dataclasses.field(default_factory=CallReport)
@@ -81,7 +80,8 @@ class Call:
     @classmethod
     def of(cls, request: Request, service: Service, served: ServedModel) -> Call:
         """The call, which whoever watches the request finds as `request.state.call`."""
-        call = cls(request, service, served)
+        # It does not hold the request, which holds it: what refers to each other in a circle stays until it is found.
+        call = cls(service, served)
         request.state.call = call
         return call
 

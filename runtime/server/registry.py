@@ -17,7 +17,7 @@ from onnxpress.runtime.model import load
 from onnxpress.runtime.runner import BatchingRunner
 from onnxpress.runtime.server.errors import RequestError
 from onnxpress.runtime.server.settings import Limits, ServedBundle
-from onnxpress.runtime.settings import settings_of
+from onnxpress.runtime.server.sharing import serving_settings
 
 OnBatch = Callable[[str], Callable[[BatchReport], None]]
 
@@ -147,9 +147,12 @@ class Models:
 
 
 def _open(bundle: ServedBundle, limits: Limits, threads: int | None, on_batch: OnBatch | None) -> ServedModel:
-    settings = None if bundle.settings is None else settings_of(bundle.settings)
     model = load(
-        bundle.path, bundle.variant, list(bundle.providers) or None, bundle.threads or threads, settings=settings
+        bundle.path,
+        bundle.variant,
+        list(bundle.providers) or None,
+        bundle.threads or threads,
+        settings=serving_settings(bundle),
     )
     try:
         runner = BatchingRunner(

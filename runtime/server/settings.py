@@ -76,7 +76,7 @@ class ServedBundle:
     providers: tuple[str, ...] = ()
     """In order of preference; none for what `load` chooses."""
     settings: str | None = None
-    """A preset; None for what `onnxpress tune` kept, else `balanced`."""
+    """A preset; None for what `onnxpress tune` kept, else `server`."""
     threads: int | None = None
     """CPU threads of each worker process; None for the cores, shared among the workers."""
 
