@@ -1,26 +1,65 @@
-"""Runs the application with uvicorn in this process."""
+"""Serves in this process, or hands over to a parent of several."""
 
 from __future__ import annotations
 
-import uvicorn
+import logging
+import os
+import signal
+import sys
+from types import FrameType
 
 from onnxpress.runtime.server.application import create_app
+from onnxpress.runtime.server.http_server import HttpServer
+from onnxpress.runtime.server.listening import address_of, bind, check_tls, start_listening
 from onnxpress.runtime.server.settings import ServerSettings
 
 
 def run(settings: ServerSettings) -> int:
-    """Serve until told to end. Returns the exit status."""
+    """Serve until SIGTERM or SIGINT, then finish what was accepted; a second one ends at once. One line on stdout says
+    when requests are answered, and where.
+
+    Returns:
+        the exit status.
+
+    Raises:
+        OnnxpressError: a bundle cannot be loaded, or the address, the port or the certificate cannot be used.
+    """
+    start_logs(settings)
+    check_tls(settings)
+    sockets = bind(settings)
+    if settings.workers > 1:
+        from onnxpress.runtime.server.supervisor import supervise
+
+        return supervise(settings, sockets)
+    # While models are loaded there is nothing to finish. Without a handler the first process of a container would not
+    # hear the signal; that of SIGINT is Python's own, KeyboardInterrupt.
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
     app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        access_log=False,
-        log_level="warning",
-        limit_concurrency=settings.limits.connections,
-        ssl_certfile=settings.tls_certificate,
-        ssl_keyfile=settings.tls_key,
-        timeout_graceful_shutdown=int(settings.drain_seconds),
-    )
-    uvicorn.Server(config).run()
+    start_listening(sockets, settings)
+    server = HttpServer(app, settings, sockets, lambda: announce(settings, address_of(sockets, settings)))
+
+    def told(number: int, frame: FrameType | None) -> None:
+        if server.is_ending:
+            os._exit(128 + number)
+        server.tell_to_end()
+
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), told)
+    server.serve_until_told()
     return 0
+
+
+def announce(settings: ServerSettings, address: str) -> None:
+    """The line that says that the server is ready."""
+    names = ", ".join(bundle.called for bundle in settings.bundles)
+    sys.stdout.write(f"onnxpress: serving {names} on {address}\n")
+    sys.stdout.flush()
+
+
+def start_logs(settings: ServerSettings) -> None:
+    """Write what happens to stderr."""
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("onnxpress").setLevel(settings.log.upper())

@@ -10,8 +10,10 @@ from typing import Any, Self
 
 from onnxpress.runtime.decoding import decode
 from onnxpress.runtime.errors import InvalidInputError, require_whole
+from onnxpress.runtime.settings import settings_of
 
 MEBIBYTE = 1 << 20
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,20 @@ class ServedBundle:
     """A preset; None for what `onnxpress tune` kept, else `balanced`."""
     threads: int | None = None
     """CPU threads of each worker process; None for the cores, shared among the workers."""
+    share_weights: bool | None = None
+    """Map the weights of a model on the CPU from one file that all workers share. None: where there are several workers
+    and the variant is large enough to gain by it."""
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            InvalidInputError: a value cannot be.
+        """
+        require_whole("threads", self.threads, or_none=True)
+        if self.settings is not None:
+            settings_of(self.settings)
+        if not self.path or self.name == "":
+            raise InvalidInputError("a bundle has an empty name or path; give PATH, or NAME=PATH")
 
     @property
     def called(self) -> str:
@@ -105,8 +121,15 @@ class ServerSettings:
     tls_key: str | None = None
     hosts: tuple[str, ...] = ()
     """Host names that requests may use; none for any, on a loopback address for that address and `localhost`."""
+    keep_alive_seconds: float = 75.0
+    """That a connection without a request stays open. A proxy before the server should close its own earlier."""
+    lame_duck_seconds: float = 1.0
+    """That a server which is told to end still takes connections, while `/health/ready` says 503 and each answer closes
+    its connection: time for load balancers to notice."""
     drain_seconds: float = 30.0
-    """That a server which is told to end waits for what it has accepted."""
+    """From being told to end, until what has not been answered by then is given up."""
+    worker_timeout_seconds: float = 60.0
+    """Without a sign of life, after which one of several workers is replaced."""
     log: str = "info"
     """debug, info, warning or error."""
     traces: str | None = None
@@ -122,6 +145,16 @@ class ServerSettings:
         require_whole("workers", self.workers)
         if isinstance(self.port, bool) or not 0 <= self.port <= 65535:
             raise InvalidInputError(f"port is {self.port}; give 0 to 65535")
+        for name in ("keep_alive_seconds", "drain_seconds", "worker_timeout_seconds"):
+            if not 1 <= getattr(self, name) <= 86400:
+                raise InvalidInputError(f"{name} is {getattr(self, name)}; give a number of seconds from 1 to 86400")
+        if not 0 <= self.lame_duck_seconds < self.drain_seconds:
+            raise InvalidInputError(
+                f"lame_duck_seconds is {self.lame_duck_seconds}; give 0 or more, and less than drain_seconds "
+                f"({self.drain_seconds})"
+            )
+        if self.log not in LOG_LEVELS:
+            raise InvalidInputError(f"log is {self.log!r}; give one of: {', '.join(LOG_LEVELS)}")
         names = [bundle.called for bundle in self.bundles]
         for name in names:
             if names.count(name) > 1:
