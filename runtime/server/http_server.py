@@ -14,10 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import select
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -36,8 +34,6 @@ _HANDSHAKE_SECONDS = 0.1
 _LOOK_SECONDS = 0.02
 _ERROR_SECONDS = 1.0
 """For sending errors to those whose requests are given up."""
-STUCK_SECONDS = 15.0
-"""After `drain_seconds`, for closing models and whatever else; then the process ends without."""
 
 
 class _Connection:
@@ -152,10 +148,6 @@ class HttpServer(uvicorn.Server):
         self._others_go_on = others_go_on
         if now or others_go_on:
             self._lame_duck = 0.0
-        # Whatever happens then, a process that was told to end does so.
-        stuck = threading.Timer(self._settings.drain_seconds + STUCK_SECONDS, _end_stuck)
-        stuck.daemon = True
-        stuck.start()
         if self._loop is not None and self._told is not None:
             self._loop.call_soon_threadsafe(self._told.set)
 
@@ -244,8 +236,3 @@ class HttpServer(uvicorn.Server):
             connection.transport.abort()
         if self.server_state.tasks:  # those that waited for clients who read nothing
             await asyncio.wait(self.server_state.tasks, timeout=_ERROR_SECONDS)
-
-
-def _end_stuck() -> None:
-    _LOG.error("the process did not end in time and is ended as it is")
-    os._exit(1)

@@ -6,12 +6,17 @@ import logging
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 
 from onnxpress.runtime.server.application import create_app
 from onnxpress.runtime.server.http_server import HttpServer
 from onnxpress.runtime.server.listening import address_of, bind, check_tls, start_listening
 from onnxpress.runtime.server.settings import ServerSettings
+
+_LOG = logging.getLogger("onnxpress.server")
+STUCK_SECONDS = 15.0
+"""After `drain_seconds`, for closing models and whatever else; then the process ends without."""
 
 
 def run(settings: ServerSettings) -> int:
@@ -42,6 +47,7 @@ def run(settings: ServerSettings) -> int:
         if server.is_ending:
             os._exit(128 + number)
         server.tell_to_end()
+        end_for_certain(settings)
 
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):
         if hasattr(signal, name):
@@ -55,6 +61,18 @@ def announce(settings: ServerSettings, address: str) -> None:
     names = ", ".join(bundle.called for bundle in settings.bundles)
     sys.stdout.write(f"onnxpress: serving {names} on {address}\n")
     sys.stdout.flush()
+
+
+def end_for_certain(settings: ServerSettings) -> None:
+    """Whatever happens: a process that was told to end does so."""
+
+    def end() -> None:
+        _LOG.error("the process did not end in time and is ended as it is")
+        os._exit(1)
+
+    timer = threading.Timer(settings.drain_seconds + STUCK_SECONDS, end)
+    timer.daemon = True
+    timer.start()
 
 
 def start_logs(settings: ServerSettings) -> None:

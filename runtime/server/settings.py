@@ -175,18 +175,30 @@ class ServerSettings:
         return cls(tuple(bundle_of(str(path)) for path in paths), **others)
 
     @classmethod
-    def read(cls, path: str | Path) -> Self:
+    def read(cls, path: str | Path, bundles: Sequence[ServedBundle] = ()) -> Self:
         """
+        Args:
+            path: of a TOML file.
+            bundles: instead of those of the file, which then need not name any.
+
         Raises:
             InvalidInputError: the file cannot be read, or says something that cannot be.
         """
         try:
             with Path(path).open("rb") as file:
-                return decode(cls, tomllib.load(file))
+                document = tomllib.load(file)
+            if bundles:
+                document["bundles"] = [_plain(bundle) for bundle in bundles]
+            return decode(cls, document)
         except OSError as error:
             raise InvalidInputError(f"the settings {path} cannot be read: {error.strerror}") from error
         except ValueError as error:  # also what is not TOML
             raise InvalidInputError(f"the settings {path}: {error}") from error
+
+
+def _plain(bundle: ServedBundle) -> dict[str, Any]:
+    """As the file would have it."""
+    return {**dataclasses.asdict(bundle), "providers": list(bundle.providers)}
 
 
 def bundle_of(text: str) -> ServedBundle:

@@ -25,9 +25,8 @@ from pathlib import Path
 from prometheus_client.multiprocess import mark_process_dead
 
 from onnxpress.runtime.errors import InvalidInputError
-from onnxpress.runtime.server.http_server import STUCK_SECONDS
 from onnxpress.runtime.server.listening import address_of
-from onnxpress.runtime.server.running import announce
+from onnxpress.runtime.server.running import STUCK_SECONDS, announce
 from onnxpress.runtime.server.settings import ServerSettings
 from onnxpress.runtime.server.worker_process import StartError, WorkerProcess, describe
 

@@ -13,8 +13,11 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxpress.runtime.server.http_server import HttpServer
 
 BEAT_SECONDS = 1.0
 """Between signs of life."""
@@ -58,7 +61,7 @@ def _serve(parent: socket.socket, told: dict[str, Any]) -> None:
     from onnxpress.runtime.server.application import create_app
     from onnxpress.runtime.server.http_server import HttpServer
     from onnxpress.runtime.server.listening import start_listening
-    from onnxpress.runtime.server.running import start_logs
+    from onnxpress.runtime.server.running import end_for_certain, start_logs
     from onnxpress.runtime.server.settings import ServerSettings
 
     settings = decode(ServerSettings, told["settings"])
@@ -70,13 +73,13 @@ def _serve(parent: socket.socket, told: dict[str, Any]) -> None:
 
     def ready() -> None:
         _say(parent, {"ready": True})
-        tasks.append(asyncio.get_running_loop().create_task(_talk(parent, server)))
+        tasks.append(asyncio.get_running_loop().create_task(_talk(parent, server, lambda: end_for_certain(settings))))
 
     server = HttpServer(app, settings, sockets, ready)
     server.serve_until_told()
 
 
-async def _talk(parent: socket.socket, server: Any) -> None:
+async def _talk(parent: socket.socket, server: HttpServer, then: Callable[[], None]) -> None:
     """Signs of life, and what the parent says."""
     reader, writer = await asyncio.open_connection(sock=parent)
 
@@ -91,6 +94,7 @@ async def _talk(parent: socket.socket, server: Any) -> None:
         line = await reader.readline()
     except ConnectionError:
         line = b""
+    then()
     if line:
         server.tell_to_end(others_go_on=json.loads(line)["end"] == "alone")
         await beating

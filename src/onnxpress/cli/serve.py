@@ -74,8 +74,7 @@ def settings_from(arguments: argparse.Namespace) -> ServerSettings:
     given = _given(arguments, _OF_SERVER)
     bundles = tuple(bundle_of(bundle) for bundle in arguments.bundles)
     if arguments.config is not None:
-        settings = ServerSettings.read(arguments.config)
-        settings = dataclasses.replace(settings, **given, bundles=bundles or settings.bundles)
+        settings = dataclasses.replace(ServerSettings.read(arguments.config, bundles), **given)
     elif bundles:
         settings = ServerSettings(bundles, **given)
     else:
