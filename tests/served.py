@@ -80,9 +80,11 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(*arguments: str | Path, ready: bool = True, **environment: str) -> Iterator[Served]:
+def serving(
+    *arguments: str | Path, ready: bool = True, python: Path = Path(sys.executable), **environment: str
+) -> Iterator[Served]:
     """`onnxpress serve` with the arguments, on any port; killed at the end if it runs."""
-    command = [sys.executable, "-m", "onnxpress", "serve", *map(str, arguments), "--port", "0"]
+    command = [str(python), "-m", "onnxpress", "serve", *map(str, arguments), "--port", "0"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment}
     )

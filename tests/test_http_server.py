@@ -243,7 +243,7 @@ def test_no_connection_begins_between_the_last_that_is_accepted_and_the_end() ->
 def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(InvalidInputError, match=f"port {port} of 127.0.0.1 is taken by another process"):
+        with pytest.raises(InvalidInputError, match=rf"port {port} of 127\.0\.0\.1 is taken by another process"):
             listening.bind(ServerSettings.of(["model"], port=port))
     # Two that start at the same time: both have bound it, one listens.
     first = listening.bind(ServerSettings.of(["model"], port=0))
@@ -266,7 +266,7 @@ def test_addresses_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(listening, "_bind", refuse)
-    with pytest.raises(InvalidInputError, match="port 80 of 127.0.0.1 needs privileges this process lacks"):
+    with pytest.raises(InvalidInputError, match=r"port 80 of 127\.0\.0\.1 needs privileges this process lacks"):
         listening.bind(ServerSettings.of(["model"], port=80))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from types import FrameType
@@ -32,10 +33,18 @@ def run(settings: ServerSettings) -> int:
     start_logs(settings)
     check_tls(settings)
     sockets = bind(settings)
-    if settings.workers > 1:
+    try:
+        if settings.workers == 1:
+            return _serve(settings, sockets)
         from onnxpress.runtime.server.supervisor import supervise
 
         return supervise(settings, sockets)
+    finally:
+        for bound in sockets:
+            bound.close()
+
+
+def _serve(settings: ServerSettings, sockets: list[socket.socket]) -> int:
     # While models are loaded there is nothing to finish. Without a handler the first process of a container would not
     # hear the signal; that of SIGINT is Python's own, KeyboardInterrupt.
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
