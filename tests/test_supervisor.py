@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -107,6 +108,23 @@ def test_workers_are_replaced_one_by_one_and_end_together(tiny_bundle: Path, tmp
         assert clients.lost == []
         assert served.wait() == 0
         assert list(tmp_path.iterdir()) == []
+
+
+def test_connections_are_divided_among_workers(tiny_bundle: Path, tmp_path: Path) -> None:
+    with serving(tiny_bundle, "--workers", "2", TMPDIR=str(tmp_path)) as served:
+        for _ in range(64):
+            served.connect().connect()
+        (file,) = tmp_path.glob("onnxpress-metrics-*/connections")
+
+        def counts() -> list[int]:
+            return [count for (count,) in struct.iter_unpack("q", file.read_bytes())]
+
+        until(lambda: sum(counts()) == 64)
+        assert min(counts()) >= 20  # of 32, but a worker may not run for a while
+        # What a worker that has died had counts no more.
+        os.kill(served.workers()[0], signal.SIGKILL)
+        served.wait_for("replaced")
+        until(lambda: min(counts()) == 0)
 
 
 def test_a_worker_that_is_killed_is_replaced(tiny_bundle: Path) -> None:

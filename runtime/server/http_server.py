@@ -23,6 +23,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from onnxpress.runtime.server.accepting import Acceptor, Counts
 from onnxpress.runtime.server.application import Service
 from onnxpress.runtime.server.given_up import GivenUp
 from onnxpress.runtime.server.listening import BACKLOG, accept_waiting, refuse_new
@@ -44,12 +45,15 @@ class _Connection:
     transport: asyncio.Transport
     cycle: Any
     """The last request and its answer."""
+    tell: Callable[[], None]
+    """Called when the number of connections has changed."""
     begun = False
     since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)  # type: ignore[misc]
         self.since = self.loop.time()
+        self.tell()
 
     def data_received(self, data: bytes) -> None:
         self.begun = True
@@ -63,6 +67,7 @@ class _Connection:
         super().connection_lost(error)  # type: ignore[misc]
         # uvicorn leaves the timer of a connection that was reset, which holds all of it until it runs out.
         self._unset_keepalive_if_required()  # type: ignore[attr-defined]
+        self.tell()
 
     @property
     def busy(self) -> bool:
@@ -95,6 +100,7 @@ class HttpServer(uvicorn.Server):
         settings: ServerSettings,
         sockets: Sequence[socket.socket],
         on_ready: Callable[[], None] | None = None,
+        shared: tuple[Counts, int] | None = None,
     ) -> None:
         """
         Args:
@@ -102,8 +108,9 @@ class HttpServer(uvicorn.Server):
             settings: timeouts, TLS and the limit of connections.
             sockets: that listen; they are closed at the end.
             on_ready: called in the event loop once requests are answered.
+            shared: with other workers on the same sockets (`Acceptor`).
         """
-        connection: Any = type("Connection", (_Connection, AutoHTTPProtocol), {})
+        connection: Any = type("Connection", (_Connection, AutoHTTPProtocol), {"tell": lambda _: self._acceptor.tell()})
         self.given_up = GivenUp(app)
         config = uvicorn.Config(
             self.given_up,
@@ -124,6 +131,11 @@ class HttpServer(uvicorn.Server):
         self._settings = settings
         self._sockets = list(sockets)
         self._on_ready = on_ready
+        self._acceptor: Acceptor = Acceptor(
+            self._sockets, self._take, lambda: len(self.server_state.connections), shared
+        )
+        self._arriving: set[asyncio.Task[None]] = set()
+        """Connections that are being made."""
         self._lame_duck = settings.lame_duck_seconds
         self._others_go_on = False
         self._told: asyncio.Event | None = None
@@ -153,7 +165,7 @@ class HttpServer(uvicorn.Server):
 
     def serve_until_told(self) -> None:
         """Run the event loop until all has ended."""
-        self.run(self._sockets)
+        self.run([])
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -163,10 +175,9 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's, then `on_ready`."""
         self._loop, self._told = asyncio.get_running_loop(), asyncio.Event()
-        # What the event loop closes is its own: these stay until all that waits on them has been accepted.
-        self._listening = [listening.dup() for listening in sockets or ()]
         await super().startup(sockets)
         await self.on_tick(0)  # the headers of the first answers
+        self._acceptor.start()
         if self._on_ready is not None:
             self._on_ready()
 
@@ -188,8 +199,8 @@ class HttpServer(uvicorn.Server):
             if connection.busy:
                 connection.cycle.keep_alive = False
         await asyncio.sleep(self._lame_duck)
-        await self._stop_listening(sockets or [])
-        while self.server_state.connections or self.server_state.tasks:
+        await self._stop_listening()
+        while self.server_state.connections or self.server_state.tasks or self._arriving:
             now = loop.time()
             if now - began >= self._settings.drain_seconds:
                 await self._give_up()
@@ -204,28 +215,37 @@ class HttpServer(uvicorn.Server):
     def _connections(self) -> list[Any]:
         return list(self.server_state.connections)
 
-    async def _stop_listening(self, sockets: Sequence[socket.socket]) -> None:
+    async def _stop_listening(self) -> None:
         if not self._others_go_on:
-            refuse_new(self._listening)
+            refuse_new(self._sockets)
             await asyncio.sleep(_HANDSHAKE_SECONDS)
-        for server in self.servers:
-            server.close()
-        await asyncio.sleep(0)  # uvloop closes in its next turn
-        loop = asyncio.get_running_loop()
-        for listening in self._listening:
+        self._acceptor.stop()
+        for listening in self._sockets:
             for accepted in () if self._others_go_on else accept_waiting(listening):
-                with contextlib.suppress(OSError):  # it was reset meanwhile
-                    await loop.connect_accepted_socket(self._make_connection, accepted, ssl=self.config.ssl)
+                self._take(accepted)
             listening.close()
-        for bound in sockets:
-            bound.close()
+        if self._arriving:  # from now on all connections that there are can be seen
+            await asyncio.wait(self._arriving, timeout=_HANDSHAKE_SECONDS)
+
+    def _take(self, accepted: socket.socket) -> None:
+        task = asyncio.get_running_loop().create_task(self._connect(accepted))
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
+
+    async def _connect(self, accepted: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._make_connection, accepted, ssl=self.config.ssl
+            )
+        except OSError:  # it was reset meanwhile, or does not speak TLS
+            accepted.close()
 
     def _make_connection(self) -> Any:
         make: Any = self.config.http_protocol_class
         return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     async def _give_up(self) -> None:
-        tasks = list(self.server_state.tasks)
+        tasks = [*self.server_state.tasks, *self._arriving]
         _LOG.warning("requests that were not done after drain_seconds are given up: %d", len(tasks))
         self.given_up.begun = True
         for task in tasks:

@@ -25,6 +25,7 @@ from pathlib import Path
 from prometheus_client.multiprocess import mark_process_dead
 
 from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.server.accepting import Counts
 from onnxpress.runtime.server.listening import address_of
 from onnxpress.runtime.server.running import STUCK_SECONDS, announce
 from onnxpress.runtime.server.settings import ServerSettings
@@ -69,7 +70,8 @@ def supervise(settings: ServerSettings, sockets: Sequence[socket.socket]) -> int
 class _Place:
     """One of the workers that there are to be, whichever process it is at the time."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.worker: WorkerProcess | None = None
         self.filled = asyncio.Event()
         """Once a worker has been ready in it."""
@@ -80,7 +82,9 @@ class _Place:
 class _Supervisor:
     def __init__(self, settings: ServerSettings, sockets: Sequence[socket.socket], metrics: Path) -> None:
         self._settings, self._sockets, self._metrics = settings, sockets, metrics
-        self._places = [_Place() for _ in range(settings.workers)]
+        self._counts = metrics / "connections"
+        Counts.make(self._counts, settings.workers)
+        self._places = [_Place(number) for number in range(settings.workers)]
         self._alive: dict[WorkerProcess, asyncio.Task[None]] = {}
         """All processes, and what watches each."""
         self._told: asyncio.Future[None]
@@ -119,28 +123,32 @@ class _Supervisor:
             await place.filled.wait()
         announce(self._settings, address_of(self._sockets, self._settings))
 
-    async def _start(self) -> WorkerProcess:
+    async def _start(self, place: _Place) -> WorkerProcess:
         """A process that is ready.
 
         Raises:
             StartError: it did not become so.
         """
         # Shielded, so that a process which is being made when all ends is known, and ended.
-        worker = await asyncio.shield(asyncio.create_task(self._make()))
+        worker = await asyncio.shield(asyncio.create_task(self._make(place)))
         await worker.wait_until_ready()
         return worker
 
-    async def _make(self) -> WorkerProcess:
-        worker = await WorkerProcess.start(self._settings, self._sockets, {METRICS_FOLDER: str(self._metrics)})
-        self._alive[worker] = asyncio.create_task(self._watch(worker))
+    async def _make(self, place: _Place) -> WorkerProcess:
+        worker = await WorkerProcess.start(
+            self._settings, self._sockets, (self._counts, place.number), {METRICS_FOLDER: str(self._metrics)}
+        )
+        self._alive[worker] = asyncio.create_task(self._watch(worker, place))
         if self._told.done():
             worker.kill()
         return worker
 
-    async def _watch(self, worker: WorkerProcess) -> None:
+    async def _watch(self, worker: WorkerProcess, place: _Place) -> None:
         await worker.wait(self._settings.worker_timeout_seconds)
         mark_process_dead(worker.pid, str(self._metrics))  # type: ignore[no-untyped-call]
         del self._alive[worker]
+        if place.worker is worker:
+            Counts(self._counts).write(place.number, None)
 
     async def _keep(self, place: _Place) -> None:
         """See that there is always a worker."""
@@ -149,7 +157,7 @@ class _Supervisor:
             try:
                 async with place.filling:
                     if place.worker not in self._alive:  # else a renewal was faster
-                        place.worker = await self._start()
+                        place.worker = await self._start(place)
             except StartError as error:
                 if self._gives_up(error):
                     return
@@ -187,7 +195,7 @@ class _Supervisor:
                 if old is None:
                     continue
                 try:
-                    place.worker = await self._start()
+                    place.worker = await self._start(place)
                 except StartError as error:
                     _LOG.error("the workers that are there go on, for a new one cannot start: %s", error)
                     return

@@ -1,9 +1,10 @@
 """One of several worker processes: `python -m onnxpress.runtime.server.worker FD`, started by worker_process.py.
 
 It speaks with its parent in lines of JSON over the socket FD. The parent begins with the settings, the descriptors of
-the sockets to listen on and Python's search path. The worker answers {"ready": true} once it serves, or {"failed":
-sentence}, and then {"beat": true} every second from its event loop. {"end": "all"} tells it to end together with all
-others, {"end": "alone"} while they go on. When the parent has gone, it ends.
+the sockets to listen on, the file and the place where connections are counted, and Python's search path. The worker
+answers {"ready": true} once it serves, or {"failed": sentence}, and then {"beat": true} every second from its event
+loop. {"end": "all"} tells it to end together with all others, {"end": "alone"} while they go on. When the parent has
+gone, it ends.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def _first_line(parent: socket.socket) -> bytes:
 def _serve(parent: socket.socket, told: dict[str, Any]) -> None:
     # Imported here, with the parent's search path.
     from onnxpress.runtime.decoding import decode
+    from onnxpress.runtime.server.accepting import Counts
     from onnxpress.runtime.server.application import create_app
     from onnxpress.runtime.server.http_server import HttpServer
     from onnxpress.runtime.server.listening import start_listening
@@ -75,7 +78,7 @@ def _serve(parent: socket.socket, told: dict[str, Any]) -> None:
         _say(parent, {"ready": True})
         tasks.append(asyncio.get_running_loop().create_task(_talk(parent, server, lambda: end_for_certain(settings))))
 
-    server = HttpServer(app, settings, sockets, ready)
+    server = HttpServer(app, settings, sockets, ready, (Counts(Path(told["counts"])), told["place"]))
     server.serve_until_told()
 
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from onnxpress.runtime.errors import OnnxpressError
 from onnxpress.runtime.server.settings import ServerSettings
@@ -51,9 +52,20 @@ class WorkerProcess:
 
     @classmethod
     async def start(
-        cls, settings: ServerSettings, sockets: Sequence[socket.socket], environment: Mapping[str, str]
+        cls,
+        settings: ServerSettings,
+        sockets: Sequence[socket.socket],
+        place: tuple[Path, int],
+        environment: Mapping[str, str],
     ) -> WorkerProcess:
-        """A fresh interpreter, not a fork: the threads of onnxruntime would not be in one."""
+        """A fresh interpreter, not a fork: the threads of onnxruntime would not be in one.
+
+        Args:
+            settings: of the server.
+            sockets: to listen on.
+            place: the file of `Counts`, and its place there.
+            environment: variables beside those of this process.
+        """
         mine, its = socket.socketpair()
         with its:
             shared = [listening.fileno() for listening in sockets]
@@ -65,7 +77,13 @@ class WorkerProcess:
                 process_group=0,  # what a terminal sends to the foreground is for the parent
             )  # fmt: skip
         reader, writer = await asyncio.open_connection(sock=mine)
-        begin = {"settings": dataclasses.asdict(settings), "sockets": shared, "path": sys.path}
+        begin = {
+            "settings": dataclasses.asdict(settings),
+            "sockets": shared,
+            "counts": str(place[0]),
+            "place": place[1],
+            "path": sys.path,
+        }
         writer.write(json.dumps(begin).encode() + b"\n")
         return cls(process, reader, writer)
 
