@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fastapi import FastAPI, Request
@@ -17,9 +18,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.server import http_server, listening
-from onnxpress.runtime.server.application import Service
 from onnxpress.runtime.server.http_server import HttpServer
-from onnxpress.runtime.server.registry import Models
 from onnxpress.runtime.server.routes import health
 from onnxpress.runtime.server.settings import ServerSettings
 from tests.served import WAIT_SECONDS, until
@@ -64,7 +63,7 @@ def make_app(settings: ServerSettings) -> FastAPI:
     """Routes that take as long as a test wants."""
     app = FastAPI()
     app.include_router(health.ROUTER)
-    app.state.service = Service(settings, Models(()))
+    app.state.service = SimpleNamespace(settings=settings, phase="ready")
     app.state.entered = threading.Semaphore(0)
     app.state.released = asyncio.Event()
 

@@ -36,7 +36,7 @@ def test_defaults_are_those_documented() -> None:
     defaults = ServerSettings.of(["bundle"])
     rows = dict(re.findall(r"^\| `([a-z_]+)` \|.*\| ([^|]+) \|$", PAGE, re.MULTILINE))
     for name in (
-        "port", "workers", "keep_alive_seconds", "lame_duck_seconds", "drain_seconds", "worker_timeout_seconds",
+        "port", "workers", "lame_duck_seconds", "drain_seconds", "worker_timeout_seconds",
     ):  # fmt: skip
         assert float(rows[name]) == getattr(defaults, name)
     for name in ("items", "tokens", "waiting", "streams", "connections", "seconds", "stalled_seconds"):

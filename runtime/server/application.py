@@ -47,7 +47,7 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
     # Imported here: the routes need what is defined above.
     from onnxpress.runtime.server.routes import ROUTERS
 
-    loaded = models or Models.load(settings.bundles, settings.limits, settings.workers)
+    loaded = models or Models.load(settings.bundles, settings.limits)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -26,8 +26,8 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from onnxpress.runtime.server.accepting import Acceptor, Counts
 from onnxpress.runtime.server.application import Service
 from onnxpress.runtime.server.given_up import GivenUp
-from onnxpress.runtime.server.listening import BACKLOG, accept_waiting, refuse_new
-from onnxpress.runtime.server.settings import ServerSettings
+from onnxpress.runtime.server.listening import accept_waiting, refuse_new
+from onnxpress.runtime.server.settings import Limits, ServerSettings
 
 _LOG = logging.getLogger("onnxpress.server")
 _HANDSHAKE_SECONDS = 0.1
@@ -91,6 +91,17 @@ def _has_unread(transport: asyncio.Transport) -> bool:
     return bool(poll.poll(0))
 
 
+def uvicorn_options(limits: Limits) -> dict[str, Any]:
+    """Arguments of `uvicorn.Config` for connections."""
+    return {
+        "http": AutoHTTPProtocol,
+        "ws": "none",
+        "limit_concurrency": limits.connections,
+        "timeout_keep_alive": 75,  # longer than proxies keep theirs (mostly 60), so that it is they who close
+        "server_header": False,
+    }
+
+
 class HttpServer(uvicorn.Server):
     """Serves an application on sockets that listen already, until `tell_to_end`."""
 
@@ -110,19 +121,17 @@ class HttpServer(uvicorn.Server):
             on_ready: called in the event loop once requests are answered.
             shared: with other workers on the same sockets (`Acceptor`).
         """
-        connection: Any = type("Connection", (_Connection, AutoHTTPProtocol), {"tell": lambda _: self._acceptor.tell()})
+        options = uvicorn_options(settings.limits)
+        bases = (_Connection, options.pop("http"))
+        connection: Any = type("Connection", bases, {"tell": lambda _: self._acceptor.tell()})
         self.given_up = GivenUp(app)
         config = uvicorn.Config(
             self.given_up,
+            **options,
             http=connection,
-            ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
-            server_header=False,
-            backlog=BACKLOG,
-            limit_concurrency=settings.limits.connections,
-            timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]  # goes to call_later as it is
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
         )
@@ -208,7 +217,7 @@ class HttpServer(uvicorn.Server):
             for connection in self._connections():
                 # What is new, or was kept alive, has had time enough to bring a request.
                 if now - max(began, connection.since) >= grace and connection.quiet:
-                    connection.transport.close()
+                    connection.shutdown()
             await asyncio.sleep(_LOOK_SECONDS)
         await self.lifespan.shutdown()
 

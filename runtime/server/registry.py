@@ -7,20 +7,13 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from onnxpress.runtime.bundle import open_bundle
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.generation.generator import Generator
-from onnxpress.runtime.machine import usable_cores
 from onnxpress.runtime.model import load
 from onnxpress.runtime.runner import BatchingRunner
 from onnxpress.runtime.server.errors import RequestError
 from onnxpress.runtime.server.settings import Limits, ServedBundle
-from onnxpress.runtime.settings import ServingSettings, settings_of
-from onnxpress.runtime.tuned import tuned_settings
-
-SHARED_BYTES = 100_000_000
-"""Of a variant on disk, from which on several workers share its weights unless told: below, what Python and the runs
-take in each worker is more than what sharing saves (docs/workers.md)."""
+from onnxpress.runtime.server.sharing import serving_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,18 +42,18 @@ class Models:
         self._by_name = {model.name: model for model in models}
 
     @classmethod
-    def load(cls, bundles: Iterable[ServedBundle], limits: Limits, workers: int = 1) -> Models:
+    def load(cls, bundles: Iterable[ServedBundle], limits: Limits, threads: int | None = None) -> Models:
         """Load all and run each once.
 
         Args:
             bundles: with different names.
             limits: for their runners.
-            workers: processes that do the same and have the cores, and large weights, in common.
+            threads: of those that do not say a number; None for what `load` chooses.
 
         Raises:
             OnnxpressError: as of `onnxpress.load`; the text begins with the name.
         """
-        return cls(_open(bundle, limits, workers) for bundle in bundles)
+        return cls(_open(bundle, limits, threads) for bundle in bundles)
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._by_name.values())
@@ -110,28 +103,15 @@ class Models:
             served.model.close()
 
 
-def _open(bundle: ServedBundle, limits: Limits, workers: int) -> ServedModel:
-    threads = bundle.threads or (max(1, usable_cores() // workers) if workers > 1 else None)
+def _open(bundle: ServedBundle, limits: Limits, threads: int | None) -> ServedModel:
+    settings = serving_settings(bundle)
     model = load(
-        bundle.path, bundle.variant, list(bundle.providers) or None, threads, settings=_serving(bundle, workers)
+        bundle.path, bundle.variant, list(bundle.providers) or None, bundle.threads or threads, settings=settings
     )
     runner = BatchingRunner(model, most_waiting=limits.waiting, seconds=limits.seconds, most_tokens=limits.tokens)
     served = ServedModel(bundle.called, model.bundle.manifest.task, model, runner, int(time.time()))
     warm_up(served)
     return served
-
-
-def _serving(bundle: ServedBundle, workers: int) -> ServingSettings | None:
-    """How the bundle uses the machine; None for what `load` finds."""
-    given = None if bundle.settings is None else settings_of(bundle.settings)
-    if bundle.share_weights is False or (workers == 1 and not bundle.share_weights):
-        return given
-    opened = open_bundle(bundle.path)
-    variant = opened.manifest.variant(bundle.variant)
-    if bundle.share_weights is None and variant.size_bytes < SHARED_BYTES:
-        return given
-    found = given or tuned_settings(opened, variant) or settings_of(None)
-    return dataclasses.replace(found, share_weights=True)
 
 
 def warm_up(served: ServedModel) -> None:

@@ -121,8 +121,6 @@ class ServerSettings:
     tls_key: str | None = None
     hosts: tuple[str, ...] = ()
     """Host names that requests may use; none for any, on a loopback address for that address and `localhost`."""
-    keep_alive_seconds: float = 75.0
-    """That a connection without a request stays open. A proxy before the server should close its own earlier."""
     lame_duck_seconds: float = 1.0
     """That a server which is told to end still takes connections, while `/health/ready` says 503 and each answer closes
     its connection: time for load balancers to notice."""
@@ -145,7 +143,7 @@ class ServerSettings:
         require_whole("workers", self.workers)
         if isinstance(self.port, bool) or not 0 <= self.port <= 65535:
             raise InvalidInputError(f"port is {self.port}; give 0 to 65535")
-        for name in ("keep_alive_seconds", "drain_seconds", "worker_timeout_seconds"):
+        for name in ("drain_seconds", "worker_timeout_seconds"):
             if not 1 <= getattr(self, name) <= 86400:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}; give a number of seconds from 1 to 86400")
         if not 0 <= self.lame_duck_seconds < self.drain_seconds:

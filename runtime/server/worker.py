@@ -66,10 +66,11 @@ def _serve(parent: socket.socket, told: dict[str, Any]) -> None:
     from onnxpress.runtime.server.listening import start_listening
     from onnxpress.runtime.server.running import end_for_certain, start_logs
     from onnxpress.runtime.server.settings import ServerSettings
+    from onnxpress.runtime.server.sharing import for_each_worker
 
     settings = decode(ServerSettings, told["settings"])
     start_logs(settings)
-    app = create_app(settings)
+    app = create_app(for_each_worker(settings))
     sockets = [socket.socket(fileno=number) for number in told["sockets"]]
     start_listening(sockets, settings)
     tasks: list[asyncio.Task[None]] = []
