@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,6 +118,11 @@ def release(server: Running) -> None:
 def get(connection: HTTPConnection, path: str) -> tuple[int, str | None, bytes]:
     """Status, whether the connection ends, and the body."""
     connection.request("GET", path)
+    return get_answer(connection)
+
+
+def get_answer(connection: HTTPConnection) -> tuple[int, str | None, bytes]:
+    """The same of a request that was sent."""
     response = connection.getresponse()
     return response.status, response.headers["Connection"], response.read()
 
@@ -199,6 +207,34 @@ def test_what_is_not_done_in_time_gets_an_error() -> None:
         assert (first, rest) == (b"data: first", b"")
         assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "shutting_down"
         server.join()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes the certificate")
+def test_the_same_with_tls(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -out {certificate} -keyout {key}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    settings = ServerSettings.of(
+        ["model"], port=0, lame_duck_seconds=0.5, tls_certificate=str(certificate), tls_key=str(key)
+    )
+    listening.check_tls(settings)
+    server = Running(settings)
+    trusted = ssl.create_default_context(cafile=certificate)
+    trusted.check_hostname = False
+    kept = HTTPSConnection("127.0.0.1", server.port, timeout=WAIT_SECONDS, context=trusted)
+    held = HTTPSConnection("127.0.0.1", server.port, timeout=WAIT_SECONDS, context=trusted)
+    assert get(kept, "/health/ready") == (200, None, b'{"status":"ready"}')
+    plain = server.connect()
+    plain.request("GET", "/health/ready")  # is no TLS, and disturbs nobody
+    held.request("GET", "/held")
+    entered(server)
+    server.server.tell_to_end()
+    until(server.refuses)
+    release(server)
+    assert get_answer(held) == (200, "close", b"done")
+    server.join()
+    for connection in (kept, held, *server.opened):
+        connection.close()
 
 
 def test_connections_that_nobody_has_accepted_yet_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ _LOG = logging.getLogger("onnxpress.server")
 _HANDSHAKE_SECONDS = 0.1
 """For connections that have begun and not finished when no more may begin: a round trip."""
 _LOOK_SECONDS = 0.02
+_GOODBYE_SECONDS = 1.0
 _ERROR_SECONDS = 1.0
 """For sending errors to those whose requests are given up."""
 
@@ -49,6 +50,7 @@ class _Connection:
     """Called when the number of connections has changed."""
     begun = False
     since = 0.0
+    closing_since: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)  # type: ignore[misc]
@@ -78,6 +80,13 @@ class _Connection:
     def quiet(self) -> bool:
         """Whether no byte of a request is here, read or unread."""
         return not self.begun and not self.busy and not _has_unread(self.transport)
+
+    def end_closing(self, now: float) -> None:
+        """All has been written, but with TLS the other end may never say goodbye."""
+        if self.closing_since is None:
+            self.closing_since = now
+        elif now - self.closing_since >= _GOODBYE_SECONDS and not self.transport.get_write_buffer_size():
+            self.transport.abort()
 
 
 def _has_unread(transport: asyncio.Transport) -> bool:
@@ -215,8 +224,10 @@ class HttpServer(uvicorn.Server):
                 await self._give_up()
                 break
             for connection in self._connections():
+                if connection.transport.is_closing():
+                    connection.end_closing(now)
                 # What is new, or was kept alive, has had time enough to bring a request.
-                if now - max(began, connection.since) >= grace and connection.quiet:
+                elif now - max(began, connection.since) >= grace and connection.quiet:
                     connection.shutdown()
             await asyncio.sleep(_LOOK_SECONDS)
         await self.lifespan.shutdown()
