@@ -16,6 +16,7 @@ import contextlib
 import logging
 import select
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -138,6 +139,8 @@ class HttpServer(uvicorn.Server):
             self.given_up,
             **options,
             http=connection,
+            # On Windows the usual event loop cannot wait for sockets that it did not make.
+            loop="asyncio:SelectorEventLoop" if sys.platform == "win32" else "auto",
             lifespan="on",
             log_config=None,
             access_log=False,
