@@ -16,9 +16,11 @@ from onnxpress.runtime.server.document import add_document
 from onnxpress.runtime.server.errors import ErrorBody, add_error_handlers
 from onnxpress.runtime.server.guarding import load_guards
 from onnxpress.runtime.server.housekeeping import keeping_house
+from onnxpress.runtime.server.keys import ApiKeys
 from onnxpress.runtime.server.metrics import Metrics
 from onnxpress.runtime.server.registry import Models
 from onnxpress.runtime.server.settings import ServerSettings
+from onnxpress.runtime.server.sharing import threads_of_each
 from onnxpress.runtime.server.traces import Traces
 
 
@@ -55,19 +57,21 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
         models: that are loaded already; None to load those of the settings, now. They are closed with the application.
 
     Raises:
-        OnnxpressError: a bundle or a guard cannot be loaded, or traces cannot be sent.
+        OnnxpressError: a bundle or a guard cannot be loaded, keys cannot be read, or traces cannot be sent.
     """
     # Imported here: the routes need what is defined above.
     from onnxpress.runtime.server.middleware import add_middleware
     from onnxpress.runtime.server.routes import ROUTERS
     from onnxpress.runtime.server.watching import Watch
 
+    keys = ApiKeys.read(settings.api_keys_file)
     metrics = Metrics()
     traces = None if settings.traces is None else Traces.open(settings.traces)
     loaded = models or Models.load(settings.bundles, settings.limits, on_batch=metrics.on_batch)
     guards = load_guards(
         settings,
         [model.name for model in loaded],
+        threads=threads_of_each(settings.workers),
         on_decision=lambda made: metrics.guard_decision(made.guard, made.place, made.blocked),
     )
     service = Service(settings, loaded, metrics, guards, traces=traces)
@@ -102,9 +106,9 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     app.state.service, app.state.watch = service, watch
-    add_middleware(app)
+    add_middleware(app, keys)
     add_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
-    add_document(app, with_keys=settings.api_keys_file is not None)
+    add_document(app, with_keys=bool(keys))
     return app

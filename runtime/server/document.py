@@ -7,6 +7,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from onnxpress.runtime.server.keys import is_open
+
 DESCRIPTION = """ONNX bundles over HTTP. Routes under `/v1` are those of the OpenAI API, `/rerank` is that of
 text-embeddings-inference. Every error has the body `{"error": {"message", "type", "param", "code"}}`."""
 
@@ -22,8 +24,6 @@ TAGS = {
     "models": "What is served.",
     "health": "For whoever restarts processes and routes traffic; no key is asked for.",
 }
-OPEN_TAGS = ("health",)
-"""Tags of routes that need no key."""
 
 
 def add_document(app: FastAPI, *, with_keys: bool) -> None:
@@ -55,6 +55,7 @@ def _ask_for_keys(document: dict[str, Any]) -> None:
     schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
     schemes["key"] = {"type": "http", "scheme": "bearer", "description": "One of the server's API keys."}
     document["security"] = [{"key": []}]
-    for operation in _operations(document):
-        if set(operation.get("tags", ())) & set(OPEN_TAGS):
-            operation["security"] = []
+    for path, operations in document.get("paths", {}).items():
+        for method, operation in operations.items():
+            if is_open(method.upper(), path):
+                operation["security"] = []

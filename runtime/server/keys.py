@@ -8,9 +8,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
-
-from fastapi import FastAPI
+from typing import Self
 
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.server.asgi import App, Receive, Scope, Send, header, refuse
@@ -69,6 +67,11 @@ class ApiKeys:
         return found
 
 
+def is_open(method: str, path: str) -> bool:
+    """Whether a request needs no key."""
+    return method in ("GET", "HEAD") and (path in _OPEN or path.startswith(_OPEN_FOLDERS))
+
+
 class Keys:
     """Middleware, for a server that has keys."""
 
@@ -78,7 +81,7 @@ class Keys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == "http" and not _is_open(scope) and not self._has_key(scope):
+        if scope["type"] == "http" and not is_open(scope["method"], scope["path"]) and not self._has_key(scope):
             await refuse(_no_key(header(scope, b"authorization") is not None), scope, receive, send)
             return
         await self._app(scope, receive, send)
@@ -106,26 +109,6 @@ def key_warnings(path: str | None, environment: Mapping[str, str] = os.environ) 
     return warnings
 
 
-def describe_keys(app: FastAPI) -> None:
-    """Say in the OpenAPI document that requests need a key."""
-    describe = app.openapi
-
-    def with_keys() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = describe()
-            schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
-            schemes["apiKey"] = {"type": "http", "scheme": "bearer", "description": "One of the server's API keys."}
-            document["security"] = [{"apiKey": []}]
-            for path, operations in document["paths"].items():
-                for method, operation in operations.items():
-                    if _is_open({"path": path, "method": method.upper()}):
-                        operation["security"] = []
-        assert app.openapi_schema is not None  # made once, changed in place
-        return app.openapi_schema
-
-    app.openapi = with_keys  # type: ignore[method-assign]
-
-
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
@@ -141,11 +124,6 @@ def _keys_of_file(path: str) -> list[str]:
     if not keys:
         raise InvalidInputError(f"{path} has no API key; give one on each line, or serve without --api-keys-file")
     return keys
-
-
-def _is_open(scope: Scope) -> bool:
-    path = scope["path"]
-    return scope["method"] in ("GET", "HEAD") and (path in _OPEN or path.startswith(_OPEN_FOLDERS))
 
 
 def _no_key(tried: bool) -> RequestError:

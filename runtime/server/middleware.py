@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from onnxpress.runtime.server.hosts import Hosts
 from onnxpress.runtime.server.html_headers import HtmlHeaders
-from onnxpress.runtime.server.keys import ApiKeys, Keys, describe_keys
+from onnxpress.runtime.server.keys import ApiKeys, Keys
 from onnxpress.runtime.server.limits import RequestLimits
 from onnxpress.runtime.server.request_log import RequestLog
 
@@ -21,17 +21,14 @@ _CORS = {
 }
 
 
-def add_middleware(app: FastAPI) -> None:
+def add_middleware(app: FastAPI, keys: ApiKeys) -> None:
     """
     Args:
         app: with its `state.service`.
-
-    Raises:
-        InvalidInputError: the API keys cannot be read.
+        keys: that requests must have one of, if there are any.
     """
     service = app.state.service
     settings = service.settings
-    keys = ApiKeys.read(settings.api_keys_file)
     layers: list[tuple[Any, dict[str, Any]]] = [  # outermost first
         (RequestLog, {"service": service}),
         (Hosts, {"settings": settings}),
@@ -41,7 +38,6 @@ def add_middleware(app: FastAPI) -> None:
         layers.append((CORSMiddleware, {"allow_origins": list(settings.origins), **_CORS}))
     if keys:
         layers.append((Keys, {"keys": keys}))
-        describe_keys(app)
     layers += [(HtmlHeaders, {}), (RequestLimits, {"limits": settings.limits})]
     for layer, arguments in reversed(layers):
         app.add_middleware(layer, **arguments)

@@ -12,8 +12,10 @@ from typing import Any, Self
 from onnxpress.runtime.decoding import decode
 from onnxpress.runtime.errors import InvalidInputError, require_whole
 from onnxpress.runtime.guards.settings import GuardSettings
+from onnxpress.runtime.settings import settings_of
 
 MEBIBYTE = 1 << 20
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,20 @@ class ServedBundle:
     """A preset; None for what `onnxpress tune` kept, else `server`."""
     threads: int | None = None
     """CPU threads of each worker process; None for the cores, shared among the workers."""
+    share_weights: bool | None = None
+    """Map the weights of a model on the CPU from one file that all workers share. None: where there are several workers
+    and the variant is large enough to gain by it."""
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            InvalidInputError: a value cannot be.
+        """
+        require_whole("threads", self.threads, or_none=True)
+        if self.settings is not None:
+            settings_of(self.settings)
+        if not self.path or self.name == "":
+            raise InvalidInputError("a bundle has an empty name or path; give PATH, or NAME=PATH")
 
     @property
     def called(self) -> str:
@@ -112,8 +128,13 @@ class ServerSettings:
     origins: tuple[str, ...] = ()
     """Web sites, such as `https://example.org`, whose pages may use the server from a browser; `*` for all. Its own
     page always may."""
+    lame_duck_seconds: float = 1.0
+    """That a server which is told to end still takes connections, while `/health/ready` says 503 and each answer closes
+    its connection: time for load balancers to notice."""
     drain_seconds: float = 30.0
-    """That a server which is told to end waits for what it has accepted."""
+    """From being told to end, until what has not been answered by then is given up."""
+    worker_timeout_seconds: float = 60.0
+    """Without a sign of life, after which one of several workers is replaced."""
     log: str = "info"
     """debug, info, warning or error."""
     traces: str | None = None
@@ -126,13 +147,29 @@ class ServerSettings:
         """
         if not self.bundles:
             raise InvalidInputError("there is no bundle to serve; name at least one")
-        require_whole("workers", self.workers)
-        if isinstance(self.port, bool) or not 0 <= self.port <= 65535:
-            raise InvalidInputError(f"port is {self.port}; give 0 to 65535")
         names = [bundle.called for bundle in self.bundles]
         for name in names:
             if names.count(name) > 1:
                 raise InvalidInputError(f"two bundles are called {name!r}; give one another name: NAME=PATH")
+        if self.log not in LOG_LEVELS:
+            raise InvalidInputError(f"log is {self.log!r}; give one of: {', '.join(LOG_LEVELS)}")
+        self._check_processes()
+        self._check_addresses()
+
+    def _check_processes(self) -> None:
+        require_whole("workers", self.workers)
+        for name in ("drain_seconds", "worker_timeout_seconds"):
+            if not 1 <= getattr(self, name) <= 86400:
+                raise InvalidInputError(f"{name} is {getattr(self, name)}; give a number of seconds from 1 to 86400")
+        if not 0 <= self.lame_duck_seconds < self.drain_seconds:
+            raise InvalidInputError(
+                f"lame_duck_seconds is {self.lame_duck_seconds}; give 0 or more, and less than drain_seconds "
+                f"({self.drain_seconds})"
+            )
+
+    def _check_addresses(self) -> None:
+        if isinstance(self.port, bool) or not 0 <= self.port <= 65535:
+            raise InvalidInputError(f"port is {self.port}; give 0 to 65535")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise InvalidInputError("TLS needs both a certificate and a key")
         for host in self.hosts:
@@ -155,18 +192,30 @@ class ServerSettings:
         return cls(tuple(bundle_of(str(path)) for path in paths), **others)
 
     @classmethod
-    def read(cls, path: str | Path) -> Self:
+    def read(cls, path: str | Path, bundles: Sequence[ServedBundle] = ()) -> Self:
         """
+        Args:
+            path: of a TOML file.
+            bundles: instead of those of the file, which then need not name any.
+
         Raises:
             InvalidInputError: the file cannot be read, or says something that cannot be.
         """
         try:
             with Path(path).open("rb") as file:
-                return decode(cls, tomllib.load(file))
+                document = tomllib.load(file)
+            if bundles:
+                document["bundles"] = [_plain(bundle) for bundle in bundles]
+            return decode(cls, document)
         except OSError as error:
             raise InvalidInputError(f"the settings {path} cannot be read: {error.strerror}") from error
         except ValueError as error:  # also what is not TOML
             raise InvalidInputError(f"the settings {path}: {error}") from error
+
+
+def _plain(bundle: ServedBundle) -> dict[str, Any]:
+    """As the file would have it."""
+    return {**dataclasses.asdict(bundle), "providers": list(bundle.providers)}
 
 
 def bundle_of(text: str) -> ServedBundle:

@@ -1,0 +1,73 @@
+"""What clients get whose requests are given up because the server ends: an error, not a connection that breaks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+
+from onnxpress.runtime.server.errors import RequestError, error_body, error_response
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_RETRY_SECONDS = 1
+
+
+class GivenUp:
+    """ASGI, around an application. Once `begun`, a request whose task is cancelled is answered with 503, or its stream
+    of events ends with the error as an event."""
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+        self.begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass it on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(send)
+        try:
+            await self._app(scope, receive, answer.send)
+        except asyncio.CancelledError:
+            if not self.begun:
+                raise
+            await answer.end_with_error(scope, receive)
+
+
+class _Answer:
+    """How far an answer is."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._started = self._ended = self._is_stream = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._started = True
+            headers = dict(message.get("headers", ()))
+            self._is_stream = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+        elif not message.get("more_body", False):
+            self._ended = True
+        await self._send(message)
+
+    async def end_with_error(self, scope: Scope, receive: Receive) -> None:
+        error = RequestError(
+            503,
+            "the server ends and could not finish this request in time; send it again",
+            kind="server_error",
+            code="shutting_down",
+            retry_after=_RETRY_SECONDS,
+        )
+        if not self._started:
+            await error_response(error)(scope, receive, self._send)
+        elif self._is_stream and not self._ended:
+            event = b"data: " + orjson.dumps(error_body(error)) + b"\n\n"
+            await self._send({"type": "http.response.body", "body": event, "more_body": False})
+        # Any other answer that has begun is not what its headers say: the connection is closed with it unfinished.
