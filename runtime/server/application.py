@@ -72,7 +72,7 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
         settings,
         [model.name for model in loaded],
         threads=threads_of_each(settings.workers),
-        on_decision=lambda made: metrics.guard_decision(made.guard, made.place, made.blocked),
+        on_decision=lambda made: metrics.guard_decision(made.guard, made.place, made.blocked, failed=made.failed),
     )
     service = Service(settings, loaded, metrics, guards, traces=traces)
     watch = Watch(service)

@@ -142,9 +142,7 @@ class HttpServer(uvicorn.Server):
             lifespan="on",
             log_config=None,
             access_log=False,
-            ssl_context_factory=None
-            if certificate is None or key is None
-            else lambda *_: tls_context(certificate, key),
+            ssl_context_factory=_tls(settings),
         )
         super().__init__(config)
         self._settings = settings
