@@ -169,10 +169,12 @@ def _unencodable(texts: Sequence[TextOrPair]) -> str:
 
 
 def characters_in(value: Any) -> float:
-    """Characters of all texts in arguments; infinite where that is not known without reading an iterator."""
+    """Characters of all texts in arguments, or tokens; infinite where that is not known without reading an iterator."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, list | tuple):
+        if value and isinstance(value[0], int):
+            return len(value)
         return sum(map(characters_in, value))
     if isinstance(value, dict):
         return sum(map(characters_in, value.values()))
