@@ -25,7 +25,7 @@ from onnxpress.runtime.server.writing import (
     refused,
 )
 
-ROUTER = APIRouter(tags=["text"])
+ROUTER = APIRouter(tags=["chat"])
 
 # What the route itself says to the template.
 _OWN_VARIABLES = ("template", "messages", "tools", "continue_final_message", "add_generation_prompt")

@@ -25,7 +25,7 @@ from onnxpress.runtime.server.writing import (
     refused,
 )
 
-ROUTER = APIRouter(tags=["text"])
+ROUTER = APIRouter(tags=["completions"])
 
 
 class CompletionRequest(WritingRequest):
