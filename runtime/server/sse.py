@@ -22,7 +22,18 @@ _LOG = logging.getLogger("onnxpress.server")
 DONE = b"data: [DONE]\n\n"
 """The last event of a stream that is complete."""
 
-EVENTS: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+EVENTS: dict[str, Any] = {
+    "content": {
+        "text/event-stream": {
+            "schema": {
+                "type": "object",
+                "description": "With `stream`, each event: its data is a chunk as JSON, at the end `[DONE]`.",
+                "properties": {"data": {"type": "string"}},
+                "required": ["data"],
+            }
+        }
+    }
+}
 """For the OpenAPI document: that an answer may be a stream."""
 
 

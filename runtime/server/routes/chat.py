@@ -25,7 +25,7 @@ from onnxpress.runtime.server.writing import (
     refused,
 )
 
-ROUTER = APIRouter(tags=["text"])
+ROUTER = APIRouter(tags=["chat"])
 
 # What the route itself says to the template.
 _OWN_VARIABLES = ("template", "messages", "tools", "continue_final_message", "add_generation_prompt")
@@ -62,7 +62,20 @@ class Message(Body):
 class ChatRequest(WritingRequest):
     """A conversation to answer."""
 
-    messages: list[Message]
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "writer",
+                    "messages": [{"role": "user", "content": "Where is my order?"}],
+                    "max_tokens": 60,
+                    "temperature": 0.7,
+                }
+            ]
+        }
+    )
+
+    messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None

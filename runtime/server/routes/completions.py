@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from onnxpress.runtime.server.answering import Asked, streamed, whole
 from onnxpress.runtime.server.application import TheService
@@ -25,13 +25,22 @@ from onnxpress.runtime.server.writing import (
     refused,
 )
 
-ROUTER = APIRouter(tags=["text"])
+T = TypeVar("T")
+_Some = Annotated[list[T], Field(min_length=1)]
+
+ROUTER = APIRouter(tags=["completions"])
 
 
 class CompletionRequest(WritingRequest):
     """Texts to continue."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"model": "writer", "prompt": "Dear customer,", "max_tokens": 60, "stop": "\n"}]
+        }
+    )
+
+    prompt: str | _Some[str] | _Some[TokenId] | _Some[list[TokenId]]
     """A text, token ids, or several of them."""
     logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
     echo: bool | None = None
