@@ -10,7 +10,7 @@ from onnxpress.runtime.server.application import create_app
 from onnxpress.runtime.server.connections import uvicorn_options
 from onnxpress.runtime.server.settings import ServerSettings
 from onnxpress.runtime.server.start_checks import check_start
-from onnxpress.runtime.server.tls import tls_context
+from onnxpress.runtime.server.tls import tls_options
 
 
 def run(settings: ServerSettings) -> int:
@@ -18,14 +18,13 @@ def run(settings: ServerSettings) -> int:
     for sentence in check_start(settings):
         print(f"onnxpress: warning: {sentence}", file=sys.stderr)  # noqa: T201
     app = create_app(settings)
-    certificate, key = settings.tls_certificate, settings.tls_key
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         access_log=False,
         log_level="warning",
-        ssl_context_factory=None if certificate is None or key is None else lambda *_: tls_context(certificate, key),
+        **tls_options(settings.tls_certificate, settings.tls_key),
         **uvicorn_options(settings.limits),
         timeout_graceful_shutdown=int(settings.drain_seconds),
     )

@@ -146,6 +146,9 @@ class ServerSettings:
                 raise InvalidInputError(f"two bundles are called {name!r}; give one another name: NAME=PATH")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise InvalidInputError("TLS needs both a certificate and a key")
+        self._check_names()
+
+    def _check_names(self) -> None:
         for host in self.hosts:
             if not re.fullmatch(r"[^/:]+|\[[0-9a-fA-F:.]+\]", host):
                 raise InvalidInputError(f"hosts has {host!r}; give a name as example.org, without scheme and port")
