@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import random
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -35,7 +36,8 @@ def make_app(seen: Seen, limits: Limits) -> Any:
         headers = [(b"content-length", b"%d" % size)]
         if scope["path"] == "/big/last":
             headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        status = 200 if scope["method"] in ("GET", "POST") else 405
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         if size == BIG:  # in parts, as a stream
             for _ in range(50):
                 await send({"type": "http.response.body", "body": bytes(BIG // 50), "more_body": True})
@@ -252,3 +254,42 @@ def _is_served(live: LiveServer) -> bool:
     with live.connect() as client:
         client.sendall(request())
         return read_answer(client)[0] == 200
+
+
+_STRANGE = [
+    b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET",
+    b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+    b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+    b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999999999999999\r\n\r\n",
+    b"POST /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFFF\r\n",
+    b"POST /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\nxyz\r\n",
+    b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET /%00%ff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET http://[ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"CONNECT evil:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
+]
+
+
+def test_what_is_not_http_hurts_nobody(seen: Seen, parser: str, caplog: pytest.LogCaptureFixture) -> None:
+    mutations = random.Random(1)
+    sent = list(_STRANGE)
+    for _ in range(60):
+        data = bytearray(mutations.choice(_STRANGE))
+        for _ in range(3):
+            data[mutations.randrange(len(data))] = mutations.randrange(256)
+        sent.append(bytes(data))
+    with serving(seen, parser, header_seconds=0.5, body_seconds=0.5) as live:
+        for data in sent:
+            with live.connect() as client:
+                client.sendall(data)
+                client.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(ConnectionError):
+                    while client.recv(65536):
+                        pass
+        good_client(live)
+        until(lambda: live.connections == 0)
+    assert "Traceback" not in caplog.text
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []

@@ -15,7 +15,7 @@ import pytest
 
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.server.settings import Limits
-from onnxpress.runtime.server.tls import tls_context, tls_warnings
+from onnxpress.runtime.server.tls import tls_context, tls_options, tls_warnings
 from tests.live_server import read_answer, request, serve, until
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
@@ -80,7 +80,7 @@ def test_a_server_speaks_tls_1_2_and_later(folder: Path) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # that it is old is the point
         old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
     old.set_ciphers("ALL:@SECLEVEL=0")
-    with serve(app, ssl_context_factory=lambda *_: tls_context(certificate, key)) as live:
+    with serve(app, **tls_options(certificate, key)) as live:
         with live.connect() as plain, trusting.wrap_socket(plain, server_hostname="localhost") as client:
             assert client.version() in ("TLSv1.2", "TLSv1.3")
             client.sendall(request())
@@ -98,7 +98,7 @@ def test_a_client_that_does_not_read_is_disconnected_over_tls_too(folder: Path) 
 
     certificate, key = str(folder / "long.pem"), str(folder / "long.key")
     trusting = ssl.create_default_context(cafile=certificate)
-    options = {"ssl_context_factory": lambda *_: tls_context(certificate, key)}
+    options = tls_options(certificate, key)
     with serve(app, Limits(stalled_seconds=0.5), **options) as live, live.connect(receive_buffer=4096) as plain:
         client: socket.socket = trusting.wrap_socket(plain, server_hostname="localhost")
         with client:

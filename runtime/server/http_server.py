@@ -16,7 +16,6 @@ import contextlib
 import logging
 import select
 import socket
-import ssl
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -30,7 +29,7 @@ from onnxpress.runtime.server.connections import uvicorn_options
 from onnxpress.runtime.server.given_up import GivenUp
 from onnxpress.runtime.server.listening import accept_waiting, refuse_new
 from onnxpress.runtime.server.settings import ServerSettings
-from onnxpress.runtime.server.tls import tls_context
+from onnxpress.runtime.server.tls import tls_options
 
 _LOG = logging.getLogger("onnxpress.server")
 _HANDSHAKE_SECONDS = 0.1
@@ -103,12 +102,6 @@ def _has_unread(transport: asyncio.Transport) -> bool:
     return bool(poll.poll(0))
 
 
-def _tls(settings: ServerSettings) -> Callable[..., ssl.SSLContext] | None:
-    """For `uvicorn.Config`."""
-    certificate, key = settings.tls_certificate, settings.tls_key
-    return None if certificate is None or key is None else lambda *_: tls_context(certificate, key)
-
-
 class HttpServer(uvicorn.Server):
     """Serves an application on sockets that listen already, until `tell_to_end`."""
 
@@ -142,7 +135,7 @@ class HttpServer(uvicorn.Server):
             lifespan="on",
             log_config=None,
             access_log=False,
-            ssl_context_factory=_tls(settings),
+            **tls_options(settings.tls_certificate, settings.tls_key),
         )
         super().__init__(config)
         self._settings = settings

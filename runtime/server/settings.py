@@ -172,6 +172,9 @@ class ServerSettings:
             raise InvalidInputError(f"port is {self.port}; give 0 to 65535")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise InvalidInputError("TLS needs both a certificate and a key")
+        self._check_names()
+
+    def _check_names(self) -> None:
         for host in self.hosts:
             if not re.fullmatch(r"[^/:]+|\[[0-9a-fA-F:.]+\]", host):
                 raise InvalidInputError(f"hosts has {host!r}; give a name as example.org, without scheme and port")

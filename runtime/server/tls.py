@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import ssl
 from pathlib import Path
+from typing import Any
 
 from onnxpress.runtime.errors import InvalidInputError
 
@@ -46,6 +47,17 @@ def tls_context(certificate: str, key: str) -> ssl.SSLContext:
             f"the TLS certificate {certificate} and key {key} cannot be used: {_reason(error)}"
         ) from error
     return context
+
+
+def tls_options(certificate: str | None, key: str | None) -> dict[str, Any]:
+    """Arguments of `uvicorn.Config`.
+
+    Args:
+        certificate, key: as of `tls_context`; None for plain HTTP.
+    """
+    if certificate is None or key is None:
+        return {}
+    return {"ssl_context_factory": lambda config, default: tls_context(certificate, key)}
 
 
 def tls_warnings(certificate: str, key: str, now: datetime.datetime | None = None) -> list[str]:
