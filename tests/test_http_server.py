@@ -244,7 +244,7 @@ def test_connections_that_nobody_has_accepted_yet_are_answered(monkeypatch: pyte
 
         def hold_up() -> None:
             """In the event loop: requests arrive while it can accept none, and then it is told to end."""
-            for _ in range(20):
+            for _ in range(120):
                 connection = server.connect()
                 connection.request("GET", "/health/live")
                 waiting.append(connection)
