@@ -18,6 +18,8 @@ from types import SimpleNamespace
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, StreamingResponse
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.server import http_server, listening
@@ -140,7 +142,12 @@ def test_a_server_that_ends_says_so_and_goes_on_for_a_while() -> None:
         assert server.refuses()
 
 
-def test_a_request_that_is_half_here_is_answered() -> None:
+@pytest.mark.parametrize("protocol", [AutoHTTPProtocol, H11Protocol])  # the second where httptools is missing
+def test_a_request_that_is_half_here_is_answered(
+    protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = http_server.uvicorn_options
+    monkeypatch.setattr(http_server, "uvicorn_options", lambda limits: {**options(limits), "http": protocol})
     with running(lame_duck=0.2) as server:
         sent = server.connect()
         sent.putrequest("POST", "/echo")
@@ -243,7 +250,7 @@ def test_connections_that_nobody_has_accepted_yet_are_answered(monkeypatch: pyte
 
         def hold_up() -> None:
             """In the event loop: requests arrive while it can accept none, and then it is told to end."""
-            for _ in range(20):
+            for _ in range(120):
                 connection = server.connect()
                 connection.request("GET", "/health/live")
                 waiting.append(connection)

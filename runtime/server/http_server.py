@@ -6,7 +6,7 @@ accepted is reset, and so is a request that is on its way on a connection kept a
 2. goes on for a while (`lame_duck_seconds`), until balancers have noticed;
 3. lets no more connections begin, accepts those that wait, and stops to listen;
 4. answers all requests it has, and closes connections on which none has begun to arrive;
-5. ends what is left after `drain_seconds` with an error (given_up.py), and closes the models.
+5. ends what is left after `drain_seconds` with an error (ending.py), and closes the models.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fastapi import FastAPI
 from onnxpress.runtime.server.accepting import Acceptor, Counts
 from onnxpress.runtime.server.application import Service
 from onnxpress.runtime.server.connections import uvicorn_options
-from onnxpress.runtime.server.given_up import GivenUp
+from onnxpress.runtime.server.ending import Ending
 from onnxpress.runtime.server.listening import accept_waiting, refuse_new
 from onnxpress.runtime.server.settings import ServerSettings
 from onnxpress.runtime.server.tls import tls_options
@@ -125,9 +125,9 @@ class HttpServer(uvicorn.Server):
         options = uvicorn_options(settings.limits, self._service.metrics.refused)
         bases = (_Connection, options.pop("http"))
         connection: Any = type("Connection", bases, {"tell": lambda _: self._acceptor.tell()})
-        self.given_up = GivenUp(app)
+        self._ending = Ending(app)
         config = uvicorn.Config(
-            self.given_up,
+            self._ending,
             **options,
             http=connection,
             # On Windows the usual event loop cannot wait for sockets that it did not make.
@@ -203,10 +203,9 @@ class HttpServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         began = loop.time()
         grace = self._settings.lame_duck_seconds
-        self.config.encoded_headers.append((b"connection", b"close"))
-        await self.on_tick(0)
+        self._ending.begun = True
         for connection in self._connections():
-            if connection.busy:
+            if connection.busy:  # also where the answer has begun
                 connection.cycle.keep_alive = False
         await asyncio.sleep(self._lame_duck)
         await self._stop_listening()
@@ -259,7 +258,7 @@ class HttpServer(uvicorn.Server):
     async def _give_up(self) -> None:
         tasks = [*self.server_state.tasks, *self._arriving]
         _LOG.warning("requests that were not done after drain_seconds are given up: %d", len(tasks))
-        self.given_up.begun = True
+        self._ending.gives_up = True
         for task in tasks:
             task.cancel()
         if tasks:

@@ -1,4 +1,4 @@
-"""What clients get whose requests are given up because the server ends: an error, not a connection that breaks."""
+"""What answers say while the server ends: that their connection closes, and of requests that are given up, why."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 _RETRY_SECONDS = 1
 
 
-class GivenUp:
-    """ASGI, around an application. Once `begun`, a request whose task is cancelled is answered with 503, or its stream
-    of events ends with the error as an event."""
+class Ending:
+    """ASGI, around an application."""
 
     def __init__(self, app: Application) -> None:
         self._app = app
         self.begun = False
+        """Answers that begin from now on close their connections."""
+        self.gives_up = False
+        """A request whose task is cancelled is answered with 503, or its stream of events ends with that error."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(send)
+        answer = _Answer(send, self)
         try:
             await self._app(scope, receive, answer.send)
         except asyncio.CancelledError:
-            if not self.begun:
+            if not self.gives_up:
                 raise
             await answer.end_with_error(scope, receive)
 
@@ -44,15 +46,17 @@ class GivenUp:
 class _Answer:
     """How far an answer is."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, ending: Ending) -> None:
+        self._send, self._ending = send, ending
         self._started = self._ended = self._is_stream = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._started = True
-            headers = dict(message.get("headers", ()))
-            self._is_stream = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+            headers = list(message.get("headers", ()))
+            self._is_stream = dict(headers).get(b"content-type", b"").startswith(b"text/event-stream")
+            if self._ending.begun:
+                message = {**message, "headers": [*headers, (b"connection", b"close")]}
         elif not message.get("more_body", False):
             self._ended = True
         await self._send(message)
@@ -66,7 +70,7 @@ class _Answer:
             retry_after=_RETRY_SECONDS,
         )
         if not self._started:
-            await error_response(error)(scope, receive, self._send)
+            await error_response(error)(scope, receive, self.send)
         elif self._is_stream and not self._ended:
             event = b"data: " + orjson.dumps(error_body(error)) + b"\n\n"
             await self._send({"type": "http.response.body", "body": event, "more_body": False})
