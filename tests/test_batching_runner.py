@@ -234,6 +234,41 @@ def test_a_full_queue_refuses_and_serves_later(new_runner: Callable[..., Batchin
     assert counts(runner).refused == 2
 
 
+def test_a_full_queue_refuses_before_texts_are_read(
+    new_runner: Callable[..., BatchingRunner], graph: GatedGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, threads = new_runner(most_waiting=1), Threads()
+    keep_busy(runner, graph, threads)
+    threads.start(runner.embed, "w2")
+    until(lambda: counts(runner).waiting == 1)
+    monkeypatch.setattr(Tokenizer, "encode", lambda *arguments, **options: pytest.fail("it was tokenized"))
+    with pytest.raises(QueueFullError, match="1 sequences are waiting and 1 may"):
+        runner.embed("w4")
+    assert counts(runner).refused == 1
+    graph.open.set()
+    threads.join()
+
+
+def test_what_would_hardly_be_served_in_time_is_refused(
+    new_runner: Callable[..., BatchingRunner], graph: GatedGraph
+) -> None:
+    runner, threads = new_runner(), Threads()
+    keep_busy(runner, graph, threads)
+    threads.start(runner.within(1000).embed, "w2")
+    threads.start(runner.embed, "w3")  # may wait for ever
+    until(lambda: counts(runner).waiting == 2)
+    oldest = next(iter(runner._queue._items)).call
+    oldest.since -= 900  # of the 1900 that are allowed then
+    threads.start(runner.embed, "w4")
+    until(lambda: counts(runner).waiting == 3)
+    oldest.since -= 1000  # of 2900
+    with pytest.raises(QueueFullError, match=r"wait 1\.9e\+03 seconds for their turn"):
+        runner.within(1000).embed("w5")
+    graph.open.set()
+    answers = threads.join()
+    np.testing.assert_array_equal(np.concatenate(answers), [[1, 1], [2, 1], [3, 1], [4, 1]])
+
+
 def test_a_call_larger_than_the_queue_is_served_when_nothing_waits(new_runner: Callable[..., BatchingRunner]) -> None:
     assert new_runner(most_waiting=2).embed(["w1"] * 50).shape == (50, 2)
 

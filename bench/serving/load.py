@@ -123,7 +123,7 @@ class Load:
         self.options = options
         self.requests = requests_of(options)
         self.next = 0
-        self.open = 0
+        self.connections: set[Connection] = set()
         self.most_open = 0
         self.under_way = 0
         self.idle: list[Connection] = []
@@ -144,6 +144,13 @@ class Load:
         while self.under_way and time.monotonic() < until:
             await asyncio.sleep(0.05)
         watched = await watching
+        found = self._found(used)
+        for connection in list(self.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        return {**found, **watched}
+
+    def _found(self, used: float) -> dict[str, Any]:
         tally = self.tally
         hung = tally.sent - sum(tally.outcomes.values())
         return {
@@ -157,7 +164,6 @@ class Load:
             "late_ms": 1000 * self.late,
             "answer_bytes": tally.bytes,
             "own_cpu_share": used,
-            **watched,
         }
 
     async def _watch(self) -> dict[str, Any]:
@@ -224,7 +230,7 @@ class Load:
         return None
 
     async def _send_on_new(self, due: float) -> None:
-        if self.open >= self.options.get("most_connections", 4000):
+        if len(self.connections) >= self.options.get("most_connections", 4000):
             self._count(due)
             self.tally.add(due, "no connection left")
             return
@@ -238,12 +244,13 @@ class Load:
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
-        self.open += 1
-        self.most_open = max(self.most_open, self.open)
+        connection = Connection(self)
+        self.connections.add(connection)
+        self.most_open = max(self.most_open, len(self.connections))
         try:
-            _, connection = await loop.create_connection(lambda: Connection(self), "127.0.0.1", self.options["port"])
+            await loop.create_connection(lambda: connection, "127.0.0.1", self.options["port"])
         except OSError:
-            self.open -= 1
+            self.connections.discard(connection)
             raise
         return connection
 
@@ -274,7 +281,7 @@ class Load:
 
     def ended(self, connection: Connection, due: float) -> None:
         """A connection has ended, with a request under way where `due` is not below 0."""
-        self.open -= 1
+        self.connections.discard(connection)
         if due >= 0:
             self.under_way -= 1
             self.tally.add(due, "lost")

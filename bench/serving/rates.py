@@ -115,7 +115,8 @@ def summarize(found: dict[str, list[Figures]], offlines: int) -> Figures:
 
 def half(setting: Setting, ours: Server, rate: float, seconds: float) -> Figures:
     """Latencies of one text a request, sent at random times at half of a rate."""
-    bodies = setting.bodies(mixed_texts(_TEXTS, *setting.options.words, seed=1))
+    low, high = setting.options.words
+    bodies = setting.bodies(mixed_texts(_TEXTS, low, high, seed=1))
     answer = require_answers(setting.load(ours, bodies, rate=rate / 2, seconds=seconds, warm_seconds=_WARM_SECONDS))
     print(f"  half the load: {_shown(answer)}", flush=True)
     return {
