@@ -40,7 +40,7 @@ def no_keys_around(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_app(**settings: Any) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None)
     app.state.service = FakeService(dataclasses.replace(SETTINGS, **settings))
-    add_middleware(app)
+    add_middleware(app, ApiKeys.read(settings.get("api_keys_file")))
     add_error_handlers(app)
 
     @app.get("/", response_class=HTMLResponse)

@@ -52,7 +52,7 @@ def without_changing(value: Any) -> Any:
     ("command", "answer"), EXAMPLES, ids=[one.split()[1].removeprefix(ADDRESS) for one, _ in EXAMPLES]
 )
 def test_an_example_answers_what_the_page_says(served: Models, command: str, answer: str) -> None:
-    client = TestClient(create_app(ServerSettings.of(["unused"]), served))
+    client = TestClient(create_app(ServerSettings.of(["unused"]), served), base_url="http://localhost")
     assert without_changing(run(client, command)) == nearly(json.loads(answer))
 
 

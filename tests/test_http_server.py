@@ -68,7 +68,7 @@ def make_app(settings: ServerSettings) -> FastAPI:
     """Routes that take as long as a test wants."""
     app = FastAPI()
     app.include_router(health.ROUTER)
-    app.state.service = SimpleNamespace(settings=settings, phase="ready")
+    app.state.service = SimpleNamespace(settings=settings, phase="ready", metrics=Metrics())
     app.state.entered = threading.Semaphore(0)
     app.state.released = asyncio.Event()
 

@@ -39,7 +39,7 @@ def app(served: Models, task_bundles: dict[str, Path]) -> FastAPI:
 
 @pytest.fixture(scope="module")
 def document(app: FastAPI) -> dict[str, Any]:
-    found: dict[str, Any] = TestClient(app).get("/openapi.json").json()
+    found: dict[str, Any] = TestClient(app, base_url="http://localhost").get("/openapi.json").json()
     return found
 
 
@@ -63,7 +63,7 @@ def test_every_route_is_documented(document: dict[str, Any]) -> None:
 
 
 def test_every_body_has_an_example_that_works(app: FastAPI, document: dict[str, Any]) -> None:
-    client = TestClient(app)
+    client = TestClient(app, base_url="http://localhost")
     examples = 0
     for name, operation in operations(document).items():
         if not name.startswith("POST"):
@@ -78,7 +78,7 @@ def test_every_body_has_an_example_that_works(app: FastAPI, document: dict[str, 
 
 
 def test_every_route_with_a_body_reads_it_strictly(app: FastAPI, document: dict[str, Any]) -> None:
-    client = TestClient(app)
+    client = TestClient(app, base_url="http://localhost")
     for name, operation in operations(document).items():
         if "requestBody" in operation:
             path = name.partition(" ")[2]

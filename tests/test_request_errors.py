@@ -45,7 +45,7 @@ def watched(served: Models) -> Watched:
 
 @pytest.fixture
 def client(watched: Watched) -> TestClient:
-    return TestClient(watched, raise_server_exceptions=False)
+    return TestClient(watched, base_url="http://localhost", raise_server_exceptions=False)
 
 
 def embed(client: TestClient, content: str | bytes) -> dict[str, Any]:

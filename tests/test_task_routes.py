@@ -23,7 +23,7 @@ TEXTS = ["The order was not sent.", "订单没有寄出", "a", "", "where is my 
 
 @pytest.fixture(scope="module")
 def client(served: Models) -> TestClient:
-    return TestClient(create_app(ServerSettings.of(["unused"]), served))
+    return TestClient(create_app(ServerSettings.of(["unused"]), served), base_url="http://localhost")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def prompted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 def serving(*paths: Path, limits: Limits | None = None) -> TestClient:
     """A client whose context closes the models."""
     settings = ServerSettings(tuple(ServedBundle(str(path), threads=1) for path in paths), limits=limits or Limits())
-    return TestClient(create_app(settings))
+    return TestClient(create_app(settings), base_url="http://localhost")
 
 
 def model(client: TestClient, name: str) -> Any:
