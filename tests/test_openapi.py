@@ -126,21 +126,22 @@ def run_all(app: FastAPI, examples: int) -> None:
         for mode in GenerationMode:
             # Of a path there is nothing that could be wrong.
             if operation.method == "post" or mode is GenerationMode.POSITIVE:
-                run(operation.as_strategy(generation_mode=mode), statuses, examples)
+                run(operation.as_strategy(generation_mode=mode), mode, statuses, examples)
         if operation.method == "post":
             assert statuses[GOOD] >= 3, (operation.label, statuses)
             assert statuses["4"], (operation.label, statuses)
 
 
-def run(cases: Any, statuses: Counter[str], examples: int) -> None:
+def run(cases: Any, mode: GenerationMode, statuses: Counter[str], examples: int) -> None:
     def check(case: Case) -> None:
-        make_likely(case)
+        if mode is GenerationMode.POSITIVE:  # what is wrong with the others must stay
+            make_likely(case)
         response = case.call()
         statuses[str(response.status_code)[0]] += 1
         case.validate_response(response, excluded_checks=EXCLUDED)
 
     quiet = hypothesis.settings(
-        max_examples=examples, database=None, suppress_health_check=list(HealthCheck), derandomize=True
+        max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=True
     )
     quiet(hypothesis.given(cases)(check))()
 

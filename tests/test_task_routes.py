@@ -333,3 +333,21 @@ def test_guards_see_what_token_ids_say(served: Models, client: TestClient, monke
         ask(client, path, **body)
     expected = ["one", "one", "two", "one", "two", "one", "two", "one", "two", "three {}", "one", "one", "two"]
     assert seen == [*expected, "one [MASK]", "cat"]
+
+
+def test_numbers_beyond_those_of_libraries_are_refused(client: TestClient) -> None:
+    for path, body, field in (
+        ("/v1/embeddings", {"input": "a"}, "dimensions"),
+        ("/v1/rerank", {"query": "a", "documents": ["a"]}, "top_n"),
+        ("/classify", {"input": "a"}, "top_k"),
+        ("/zero-shot", {"input": "a", "labels": ["a"]}, "top_k"),
+        ("/tag", {"input": "a"}, "stride"),
+        ("/answer", {"question": "a", "context": "a"}, "top_k"),
+        ("/answer", {"question": "a", "context": "a"}, "max_answer_tokens"),
+        ("/answer", {"question": "a", "context": "a"}, "stride"),
+        ("/answer", {"question": "a", "context": "a"}, "window_tokens"),
+        ("/fill", {"input": "[MASK]"}, "top_k"),
+    ):
+        for number in (2**31, 2**63, 2**64, 10**30, -1):
+            error = refusal(client, path, **body, **{field: number})
+            assert (error["code"], error["param"]) == ("invalid_body", field), path

@@ -29,6 +29,10 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+MOST = 2**31 - 1
+"""Of a number in a body that has no limit of its own: what libraries keep in 32 bits."""
+
+
 def with_example(value: dict[str, Any]) -> ConfigDict:
     """The configuration of a model that the documentation shows with this value."""
     return ConfigDict(json_schema_extra={"examples": [value]})

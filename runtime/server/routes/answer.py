@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from onnxpress.runtime.server.application import TheService
 from onnxpress.runtime.server.bodies import (
+    MOST,
     Body,
     Name,
     TextOrTexts,
@@ -41,10 +42,13 @@ class AnswerRequest(Body):
         15, ge=1, le=MOST_ANSWER_TOKENS, description="How long an answer may be, before it is widened to words."
     )
     stride: int | None = Field(
-        None, ge=0, description="Tokens that neighbouring windows of a long context share; 128 at most unless given."
+        None,
+        ge=0,
+        le=MOST,
+        description="Tokens that neighbouring windows of a long context share; 128 at most unless given.",
     )
     window_tokens: int | None = Field(
-        None, ge=1, description="Tokens read at once, question included; 384 at most unless given."
+        None, ge=1, le=MOST, description="Tokens read at once, question included; 384 at most unless given."
     )
     allow_no_answer: bool = Field(False, description='"There is no answer" competes: an empty text, start and end 0.')
     align_to_words: bool = Field(

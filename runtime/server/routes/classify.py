@@ -11,6 +11,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from onnxpress.runtime.server.application import TheService
 from onnxpress.runtime.server.bodies import (
+    MOST,
     Body,
     Name,
     TextOrTexts,
@@ -64,7 +65,7 @@ class ClassifyRequest(Body):
 
     input: Input = Field(description="A text, a pair of texts, or a list of either, which gets a list of results.")
     model: Name = None
-    top_k: int | None = Field(None, ge=1, description="Scores of only so many labels, the best.")
+    top_k: int | None = Field(None, ge=1, le=MOST, description="Scores of only so many labels, the best.")
 
     model_config = with_example({"input": ["a fine film", "never again"], "top_k": 1})
 
@@ -109,7 +110,7 @@ class ZeroShotRequest(Body):
     hypothesis: str = Field(
         HYPOTHESIS, description="The sentence a label is put into, at its one `{}`: does the text entail it?"
     )
-    top_k: int | None = Field(None, ge=1, description="Scores of only so many labels, the best.")
+    top_k: int | None = Field(None, ge=1, le=MOST, description="Scores of only so many labels, the best.")
 
     model_config = with_example(
         {"input": "the parcel never came", "labels": ["delivery", "payment"], "multi_label": True}

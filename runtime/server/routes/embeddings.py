@@ -10,6 +10,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from onnxpress.runtime.server.application import TheService
 from onnxpress.runtime.server.bodies import (
+    MOST,
     Body,
     Name,
     Texts,
@@ -63,7 +64,7 @@ class EmbeddingRequest(Body):
     model: Name = None
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32.")
     dimensions: int | None = Field(
-        None, ge=1, description="Only the model's own number: no bundle says that its vectors may be cut."
+        None, ge=1, le=MOST, description="Only the model's own number: no bundle says that its vectors may be cut."
     )
     prompt_name: str | None = Field(
         None, description="Extension: one of the model's prompts (see `/v1/models`), put before each text."

@@ -8,7 +8,16 @@ from fastapi import Request, Response
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from onnxpress.runtime.server.application import TheService
-from onnxpress.runtime.server.bodies import Body, Name, Texts, check_finite, check_items, json_response, with_example
+from onnxpress.runtime.server.bodies import (
+    MOST,
+    Body,
+    Name,
+    Texts,
+    check_finite,
+    check_items,
+    json_response,
+    with_example,
+)
 from onnxpress.runtime.server.calls import Call
 from onnxpress.runtime.server.json_route import model_router
 
@@ -86,7 +95,7 @@ class RerankDocumentsRequest(Body):
 
     query: str
     documents: Annotated[list[TextOrDocument], Field(min_length=1, fail_fast=True)]
-    top_n: int | None = Field(None, ge=1, description="Give only so many, the best.")
+    top_n: int | None = Field(None, ge=1, le=MOST, description="Give only so many, the best.")
     return_documents: bool = Field(False, description="Give the documents back, too.")
     model: Name = None
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from onnxpress.runtime.server.application import TheService
 from onnxpress.runtime.server.bodies import (
+    MOST,
     Body,
     Name,
     TextOrTexts,
@@ -40,7 +41,10 @@ class TagRequest(Body):
     )
     ignore_labels: Annotated[list[str], Field(fail_fast=True)] = Field(["O"], description="Labels to leave out.")
     stride: int | None = Field(
-        None, ge=0, description="Tokens that neighbouring windows of a long text share, at most half of a window."
+        None,
+        ge=0,
+        le=MOST,
+        description="Tokens that neighbouring windows of a long text share, at most half of a window.",
     )
 
     model_config = with_example({"input": "Ada Lovelace lived in London"})
