@@ -146,16 +146,18 @@ def test_a_worker_that_is_killed_is_replaced(tiny_bundle: Path, tmp_path: Path) 
 
 def test_a_worker_that_hangs_is_replaced_and_those_without_a_parent_end(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("worker_timeout_seconds = 6")
-    with serving(tiny_bundle, "--workers", "2", "--config", tmp_path / "config.toml") as served:
+    with serving(tiny_bundle, "--workers", "2", "--config", tmp_path / "config.toml", TMPDIR=str(tmp_path)) as served:
         victim, other = served.workers()
         os.kill(victim, signal.SIGSTOP)
         served.wait_for(f"worker {victim} has given no sign of life")
         until(lambda: victim not in served.workers() and len(served.workers()) == 2)
         assert other in served.workers()
         assert embed(served.connect())[0] == 200
+        workers = served.workers()
         served.process.kill()
-        for worker in {other, *served.workers()}:
+        for worker in workers:
             until(lambda worker=worker: has_ended(worker))
+        assert list(tmp_path.glob("onnxpress-metrics-*")) == []
 
 
 def has_ended(pid: int) -> bool:

@@ -146,6 +146,8 @@ class HttpServer(uvicorn.Server):
         )
         self._arriving: set[asyncio.Task[None]] = set()
         """Connections that are being made."""
+        self.has_lost_parent = False
+        """Set by a worker process."""
         self._lame_duck = settings.lame_duck_seconds
         self._others_go_on = False
         self._told: asyncio.Event | None = None

@@ -83,7 +83,6 @@ class _Supervisor:
     def __init__(self, settings: ServerSettings, sockets: Sequence[socket.socket], metrics: Path) -> None:
         self._settings, self._sockets, self._metrics = settings, sockets, metrics
         self._counts = metrics / "connections"
-        Counts.make(self._counts, settings.workers)
         self._places = [_Place(number) for number in range(settings.workers)]
         self._alive: dict[WorkerProcess, asyncio.Task[None]] = {}
         """All processes, and what watches each."""
@@ -135,9 +134,15 @@ class _Supervisor:
         return worker
 
     async def _make(self, place: _Place) -> WorkerProcess:
-        worker = await WorkerProcess.start(
-            self._settings, self._sockets, (self._counts, place.number), {METRICS_FOLDER: str(self._metrics)}
-        )
+        try:
+            self._metrics.mkdir(exist_ok=True)  # the system may tidy up its temporary files
+            if not self._counts.exists():
+                Counts.make(self._counts, len(self._places))
+            worker = await WorkerProcess.start(
+                self._settings, self._sockets, (self._counts, place.number), {METRICS_FOLDER: str(self._metrics)}
+            )
+        except OSError as error:
+            raise StartError(f"no process can be started for a worker: {error.strerror}", is_told=False) from error
         self._alive[worker] = asyncio.create_task(self._watch(worker, place))
         if self._told.done():
             worker.kill()
@@ -147,7 +152,7 @@ class _Supervisor:
         await worker.wait(self._settings.worker_timeout_seconds)
         mark_process_dead(worker.pid, str(self._metrics))  # type: ignore[no-untyped-call]
         del self._alive[worker]
-        if place.worker is worker:
+        if place.worker is worker and self._counts.exists():
             Counts(self._counts).write(place.number, None)
 
     async def _keep(self, place: _Place) -> None:

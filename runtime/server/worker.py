@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import socket
 import sys
@@ -82,6 +83,8 @@ def _serve(parent: socket.socket, told: dict[str, Any]) -> None:
 
     server = HttpServer(app, settings, sockets, ready, (Counts(Path(told["counts"])), told["place"]))
     server.serve_until_told()
+    if server.has_lost_parent:  # which would have removed it
+        shutil.rmtree(Path(told["counts"]).parent, ignore_errors=True)
 
 
 async def _talk(parent: socket.socket, server: HttpServer, then: Callable[[], None]) -> None:
@@ -105,6 +108,7 @@ async def _talk(parent: socket.socket, server: HttpServer, then: Callable[[], No
         await beating
     else:
         beating.cancel()
+        server.has_lost_parent = True
         server.tell_to_end(now=True)
 
 
