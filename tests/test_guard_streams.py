@@ -64,7 +64,7 @@ async def stream(guards: Guards, pieces: Iterator[str]) -> tuple[str, BlockedErr
 
 @pytest.fixture(scope="module")
 def guards(guard_bundle: Path) -> Iterator[Guards]:
-    thresholds = dict.fromkeys(LABELS[1:], 0.7)
+    thresholds = dict.fromkeys(LABELS[1:], 0.85)
     loaded = Guards.load([GuardSettings("harm", bundle=str(guard_bundle), thresholds=thresholds)], threads=1)
     yield loaded
     loaded.close()

@@ -27,7 +27,7 @@ from onnxpress.runtime.guards.classifying import ClassifyingGuard
 from onnxpress.runtime.guards.normalising import forms, sentences
 from tests.guard_texts import FILLER, LABELS, to_pass, to_stop
 
-THRESHOLDS = dict.fromkeys(LABELS[1:], 0.7)
+THRESHOLDS = dict.fromkeys(LABELS[1:], 0.85)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_what_must_be_stopped_is_stopped_and_named(guards: Guards) -> None:
         error = stopped.value
         assert (error.guard, error.label, error.place, error.index) == ("harm", label, "input", 0), text
         assert error.score is not None
-        assert error.score >= 0.6
+        assert error.score >= 0.85
         assert str(error) == f"the guard 'harm' stopped the input: {label}"
 
 

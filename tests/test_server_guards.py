@@ -55,7 +55,7 @@ def make_app(models: Models) -> Iterator[MakeApp]:
 @pytest.fixture(scope="module")
 def harm(guard_bundle: Path) -> Callable[..., GuardSettings]:
     def make(**settings: Any) -> GuardSettings:
-        thresholds = dict.fromkeys(LABELS[1:], 0.7)
+        thresholds = dict.fromkeys(LABELS[1:], 0.85)
         given = {"bundle": str(guard_bundle), "thresholds": thresholds, "hold_characters": HOLD, **settings}
         return GuardSettings("harm", **given)
 
