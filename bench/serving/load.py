@@ -22,6 +22,7 @@ import asyncio
 import collections
 import contextlib
 import json
+import math
 import random
 import re
 import sys
@@ -38,6 +39,7 @@ _RETRY = re.compile(rb"\r\nretry-after: *\d", re.IGNORECASE)
 _KEPT_SECONDS = 3.0
 """A connection that was idle for longer is not used again: the server may be about to close it."""
 _WATCH_SECONDS = 0.25
+_LOOK_SECONDS = 0.05
 _END = b"\r\n\r\n"
 
 
@@ -129,7 +131,8 @@ class Load:
         self.idle: list[Connection] = []
         self.late = 0.0
         self.closed = "clients" in options
-        begin = time.monotonic() + options.get("warm_seconds", 0)
+        self.warm_until = time.monotonic() + options.get("warm_seconds", 0)
+        begin = math.inf if self.closed else self.warm_until  # of a closed loop when it is warm
         self.tally = Tally(begin, begin + options["seconds"])
         self.answers = 0
         self.memory: list[float] = []
@@ -187,19 +190,20 @@ class Load:
         return {**found, "server_mb": self.memory, "server_peak_mb": max(self.memory)}
 
     async def _begins(self) -> None:
-        await asyncio.sleep(max(0.0, self.tally.begin - time.monotonic()))
-        if self.closed and self.options.get("warm_seconds"):
-            while self.answers < 2 * self.options["clients"]:
-                self.tally.begin = time.monotonic() + _WATCH_SECONDS
-                self.tally.end = self.tally.begin + self.options["seconds"]
-                await asyncio.sleep(_WATCH_SECONDS)
+        await asyncio.sleep(max(0.0, self.warm_until - time.monotonic()))
+        if not self.closed:
+            return
+        while self.options.get("warm_seconds") and self.answers < 2 * self.options["clients"]:
+            await asyncio.sleep(_LOOK_SECONDS)
+        self.tally.begin = time.monotonic()
+        self.tally.end = self.tally.begin + self.options["seconds"]
 
     async def _closed_loop(self) -> None:
         for _ in range(self.options["clients"]):
             connection = await self._connect()
             self._send(connection, time.monotonic())
         while (left := self.tally.end - time.monotonic()) > 0:
-            await asyncio.sleep(left)
+            await asyncio.sleep(min(left, _LOOK_SECONDS))
 
     async def _open_loop(self) -> None:
         draw = random.Random(0)
