@@ -24,6 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.server import http_server, listening
 from onnxpress.runtime.server.http_server import HttpServer
+from onnxpress.runtime.server.metrics import Metrics
 from onnxpress.runtime.server.routes import health
 from onnxpress.runtime.server.settings import ServerSettings
 from tests.served import WAIT_SECONDS, until

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import signal
@@ -64,7 +65,7 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
         (["a", "--threads", "-1"], "threads is -1; give a whole number of at least 1"),
         (["a", "--tls-key", "key"], "TLS needs both a certificate and a key"),
         (["a", "--config", "nowhere.toml"], "the settings nowhere.toml cannot be read: No such file or directory"),
-        (["nowhere", "--port", "0"], "there is no bundle folder at nowhere"),
+        (["nowhere", "--port", "0"], "nowhere: there is no bundle folder at nowhere"),
         (["nowhere", "--host", "192.0.2.1"], "192.0.2.1 is no address of this machine"),
     ],
 )
@@ -72,8 +73,9 @@ def test_what_cannot_be_used_is_a_sentence(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", *arguments]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    *warnings, line = capsys.readouterr().err.splitlines()
     assert line.startswith(f"onnxpress: {message}")
+    assert all(json.loads(warning)["level"] == "warning" for warning in warnings)
 
 
 @pytest.mark.parametrize(

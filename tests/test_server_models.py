@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError
+from onnxpress.runtime.errors import InvalidBundleError
 from onnxpress.runtime.model import SERVED
 from onnxpress.runtime.server import Limits, ServedBundle, ServerSettings, create_app
 from onnxpress.runtime.server.errors import RequestError
@@ -144,7 +144,11 @@ def test_the_cards_of_models(served: Models, tmp_path: Path) -> None:
     prompts = {"prompts": {"query": "q: "}, "default_prompt_name": "query"}
     models = load(ServedBundle(str(make_bundle(tmp_path / "p", "feature-extraction", embedding=prompts))))
     try:
-        card = TestClient(create_app(ServerSettings.of(["unused"]), models), base_url="http://localhost").get("/v1/models/p").json()
+        card = (
+            TestClient(create_app(ServerSettings.of(["unused"]), models), base_url="http://localhost")
+            .get("/v1/models/p")
+            .json()
+        )
         assert (card["prompts"], card["default_prompt_name"]) == ({"query": "q: "}, "query")
     finally:
         models.close(timeout=30)
