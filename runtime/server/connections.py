@@ -97,7 +97,7 @@ class _Watched(_Protocol):
         if len(self.connections) <= self.shared.limits.connections or self._make_room():
             self.shared.resting[self] = self.loop.time()
         elif len(self.connections) <= self.shared.limits.connections + _SPARE:
-            self.app_state: dict[str, Any] = {**self.app_state, CROWDED: True}
+            self._is_crowded(True)
         else:
             self.answer(503, "too_many_connections", "too many connections are open; try again later")
 
@@ -112,6 +112,8 @@ class _Watched(_Protocol):
     def data_received(self, data: bytes) -> None:
         """The client has sent something."""
         before = self.cycle
+        if CROWDED in self.app_state and len(self.connections) <= self.shared.limits.connections:
+            self._is_crowded(False)
         super().data_received(data)
         if self.cycle is not before:
             self.shared.resting.pop(self, None)
@@ -226,6 +228,11 @@ class _Watched(_Protocol):
         else:
             self.shared.refused("client_stalled")
         self.transport.abort()
+
+    def _is_crowded(self, crowded: bool) -> None:
+        """Tell the middleware of all requests from now on; each has a copy of this as its state."""
+        others = {key: value for key, value in self.app_state.items() if key != CROWDED}
+        self.app_state: dict[str, Any] = {**others, CROWDED: True} if crowded else others
 
     def _make_room(self) -> bool:
         oldest = next(iter(self.shared.resting), None)
