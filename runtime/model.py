@@ -129,7 +129,7 @@ def load(
             they name a number.
         verify: hash every file first, that of shared weights too.
         task: what the bundle must be for; another one is then an error, and type checkers know the class.
-        settings: how to use the machine: `latency`, `balanced`, `small`, or an object of your own. None: what
+        settings: how to use the machine: `latency`, `balanced`, `small`, `server`, or an object of your own. None: what
             `onnxpress tune` kept for this bundle, machine and onnxruntime, else `balanced`.
 
     Returns:

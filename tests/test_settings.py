@@ -41,7 +41,10 @@ WAIT = 30.0  # seconds until a test gives up
         (lambda: ServingSettings(threads=0), "threads is 0"),
         (lambda: ServingSettings(tokens_per_batch=-1), "tokens_per_batch is -1"),
         (lambda: ServingSettings(sessions="three"), "sessions is 'three'"),
-        (lambda: settings_of("tiny"), "settings is 'tiny'; give ServingSettings, or one of: latency, balanced, small"),
+        (
+            lambda: settings_of("tiny"),
+            "settings is 'tiny'; give ServingSettings, or one of: latency, balanced, small, server",
+        ),
     ],
 )
 def test_what_cannot_be_is_a_sentence(make: Any, said: str) -> None:
