@@ -22,7 +22,7 @@ _SPACED = re.compile(rf"(?<![^\W_])[^\W_]({_SEPARATOR}{{1,3}})[^\W_](?:\1[^\W_])
 _HAN = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 _SPACED_HAN = re.compile(rf"(?<={_HAN}){_SEPARATOR}{{1,3}}(?={_HAN})")
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；…])|\n+")
-_SHORTEST = 16
+_SHORTEST = 16  # bytes of UTF-8: five Chinese characters say about as much as three English words
 _WORDS = "ai"
 """English words of one letter: "a i d i o t" is one letter too many for the other."""
 
@@ -56,13 +56,13 @@ def joined(text: str, words: str = "") -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, where it has more than one; those of less than 16 characters together with the next, so
-    that a text of many tiny ones does not become as many parts."""
+    """The sentences of a text, where it has more than one; those of less than 16 bytes together with the next, so that
+    a text of many tiny ones does not become as many parts."""
     parts = []
     short = ""
     for part in _SENTENCE_END.split(text):
         short = f"{short} {part}".strip()
-        if len(short) >= _SHORTEST:
+        if len(short.encode(errors="replace")) >= _SHORTEST:
             parts.append(short)
             short = ""
     parts += [short] if short else []
