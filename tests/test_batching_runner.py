@@ -458,6 +458,7 @@ import sys, threading, time
 sys.path[:0] = {paths!r}
 import onnxpress
 from onnxpress.runtime.runner import BatchingRunner
+from onnxpress.runtime.tokenizer import Tokenizer
 
 runner = BatchingRunner(onnxpress.load({bundle!r}, variant="fp32", threads=2))
 

@@ -148,7 +148,7 @@ def test_a_request_that_is_half_here_is_answered(
     protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = http_server.uvicorn_options
-    monkeypatch.setattr(http_server, "uvicorn_options", lambda limits: {**options(limits), "http": protocol})
+    monkeypatch.setattr(http_server, "uvicorn_options", lambda *given: {**options(*given), "http": protocol})
     with running(lame_duck=0.2) as server:
         sent = server.connect()
         sent.putrequest("POST", "/echo")

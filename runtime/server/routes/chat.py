@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from onnxpress.runtime.errors import InvalidBundleError
@@ -13,6 +13,7 @@ from onnxpress.runtime.server.application import TheService
 from onnxpress.runtime.server.bodies import Body, check_items
 from onnxpress.runtime.server.calls import Call
 from onnxpress.runtime.server.errors import RequestError
+from onnxpress.runtime.server.json_route import model_router
 from onnxpress.runtime.server.logprobs import ChatLogprobs, PlacedLogprob, chat_logprobs
 from onnxpress.runtime.server.registry import ServedModel
 from onnxpress.runtime.server.sse import EVENTS
@@ -25,7 +26,7 @@ from onnxpress.runtime.server.writing import (
     refused,
 )
 
-ROUTER = APIRouter(tags=["chat"])
+ROUTER = model_router("chat")
 
 # What the route itself says to the template.
 _OWN_VARIABLES = ("template", "messages", "tools", "continue_final_message", "add_generation_prompt")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from onnxpress.runtime.server.answering import Asked, streamed, whole
 from onnxpress.runtime.server.application import TheService
 from onnxpress.runtime.server.bodies import check_items
 from onnxpress.runtime.server.calls import Call
+from onnxpress.runtime.server.json_route import model_router
 from onnxpress.runtime.server.logprobs import CompletionLogprobs, PlacedLogprob, completion_logprobs
 from onnxpress.runtime.server.registry import ServedModel
 from onnxpress.runtime.server.sse import EVENTS
@@ -28,7 +29,7 @@ from onnxpress.runtime.server.writing import (
 T = TypeVar("T")
 _Some = Annotated[list[T], Field(min_length=1)]
 
-ROUTER = APIRouter(tags=["completions"])
+ROUTER = model_router("completions")
 
 
 class CompletionRequest(WritingRequest):
