@@ -19,6 +19,7 @@ from onnxpress.runtime.server.errors import add_error_handlers
 from onnxpress.runtime.server.hosts import host_name, is_loopback
 from onnxpress.runtime.server.html_headers import POLICY
 from onnxpress.runtime.server.keys import VARIABLE, ApiKeys, key_warnings
+from onnxpress.runtime.server.metrics import Metrics
 from onnxpress.runtime.server.middleware import add_middleware
 from onnxpress.runtime.server.settings import Limits, ServedBundle, ServerSettings
 from onnxpress.runtime.server.start_checks import check_start
@@ -30,6 +31,9 @@ SETTINGS = ServerSettings((ServedBundle("bundle"),))
 @dataclasses.dataclass
 class FakeService:
     settings: ServerSettings
+    metrics: Metrics = dataclasses.field(default_factory=Metrics)
+    traces: None = None
+    phase: str = "ready"
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,7 @@ from onnxpress.runtime.errors import (
 from onnxpress.runtime.queue_counts import QueueCounts
 from onnxpress.runtime.runner import BatchingRunner
 from onnxpress.runtime.tasks import Embedder
+from onnxpress.runtime.tokenizer import Tokenizer
 from tests.gated_graph import SECONDS, WORDS, GatedGraph, make_model, until, vector
 
 
@@ -458,7 +459,6 @@ import sys, threading, time
 sys.path[:0] = {paths!r}
 import onnxpress
 from onnxpress.runtime.runner import BatchingRunner
-from onnxpress.runtime.tokenizer import Tokenizer
 
 runner = BatchingRunner(onnxpress.load({bundle!r}, variant="fp32", threads=2))
 

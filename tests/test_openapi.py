@@ -32,7 +32,8 @@ EXCLUDED = [positive_data_acceptance]
 
 
 def make_app(served: Models, bundles: dict[str, Path], **settings: Any) -> FastAPI:
-    app = create_app(ServerSettings.of(list(bundles.values()), **settings), served)
+    # "testserver" is what starlette's client, through which schemathesis asks for the document, calls a server.
+    app = create_app(ServerSettings.of(list(bundles.values()), hosts=("localhost", "testserver"), **settings), served)
 
     @contextlib.asynccontextmanager
     async def staying(app: FastAPI) -> AsyncIterator[None]:

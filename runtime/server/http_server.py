@@ -167,7 +167,7 @@ class HttpServer(uvicorn.Server):
         """
         if self.should_exit:
             return
-        self.should_exit = True
+        self.should_exit = self._ending.begun = True
         self._service.phase = "draining"
         self._others_go_on = others_go_on
         if now or others_go_on:
@@ -205,7 +205,6 @@ class HttpServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         began = loop.time()
         grace = self._settings.lame_duck_seconds
-        self._ending.begun = True
         for connection in self._connections():
             if connection.busy:  # also where the answer has begun
                 connection.cycle.keep_alive = False
