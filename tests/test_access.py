@@ -158,15 +158,6 @@ def test_short_keys_are_named_without_showing_them(keys_file: Path) -> None:
     assert "secret," not in warning
 
 
-def test_the_openapi_document_says_that_a_key_is_needed(keys_file: Path) -> None:
-    document = make_app(api_keys_file=str(keys_file)).openapi()
-    assert document["components"]["securitySchemes"]["apiKey"]["scheme"] == "bearer"
-    assert document["security"] == [{"apiKey": []}]
-    assert document["paths"]["/health/live"]["get"]["security"] == []
-    assert "security" not in document["paths"]["/v1/embeddings"]["post"]
-    assert "security" not in make_app().openapi()
-
-
 # Hosts
 
 

@@ -40,7 +40,7 @@ class ServedModel:
         count its answers; of it a second for each request that waits for a row of the cache."""
         state = self.runner.state
         if isinstance(state, EngineState):
-            return state.waiting / state.rows
+            return state.waiting / max(1, state.rows)
         if not state.sequences:
             return 0.0
         workers: int = self.model.encoder.graph.workers

@@ -104,7 +104,7 @@ class Classifier(TaskModel):
         windows = [[encoding, *encoding.overflowing] for encoding in encodings]
         # What has the same tokens, such as the same words in upper and lower case, is read once.
         distinct = {tuple(part.ids): part for parts in windows for part in parts}
-        rows = yield Work(list(distinct.values()))
+        rows = yield Work(packed(list(distinct.values())))
         scores = {ids: scores_of(row["logits"], self.labels.function) for ids, row in zip(distinct, rows, strict=True)}
         return [self._highest([scores[tuple(part.ids)] for part in parts]) for parts in windows]
 
