@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import onnxpress
 
 LABELS = ("harmless", "insult", "threat", "weapon")
 
@@ -113,6 +116,16 @@ def to_pass() -> list[str]:
             texts += _filled(sides[language], _BAD[label][language])
             texts += _filled(HELD_OUT["sharp"][label][language], _GOOD[label][language])
     return texts
+
+
+def tells_apart(bundle: Path) -> bool:
+    """Whether a classifier knows the held-out texts, with room on both sides of the thresholds that tests use."""
+    classifier = onnxpress.load(bundle, task="text-classification", threads=1)
+    harmful, labels = zip(*to_stop(), strict=True)
+    found = [result.scores[label] for result, label in zip(classifier.classify(harmful), labels, strict=True)]
+    false = [1 - result.scores["harmless"] for result in classifier.classify(to_pass())]
+    classifier.close()
+    return min(found) > 0.93 and max(false) < 0.6
 
 
 def training_texts(seed: int = 0) -> dict[str, list[str]]:
