@@ -122,7 +122,7 @@ def tells_apart(bundle: Path) -> bool:
     """Whether a classifier knows the held-out texts, with room on both sides of the thresholds that tests use."""
     classifier = onnxpress.load(bundle, task="text-classification", threads=1)
     harmful, labels = zip(*to_stop(), strict=True)
-    found = [result.scores[label] for result, label in zip(classifier.classify(harmful), labels, strict=True)]
+    found = [result.scores[label] for result, label in zip(classifier.classify(list(harmful)), labels, strict=True)]
     false = [1 - result.scores["harmless"] for result in classifier.classify(to_pass())]
     classifier.close()
     return min(found) > 0.93 and max(false) < 0.6
