@@ -19,7 +19,9 @@ class Body(BaseModel):
     """A request's body. A field that is not known is an error: what is passed over in silence misleads. So is a number
     in quotes, or one that no float64 holds."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class Usage(BaseModel):

@@ -75,28 +75,46 @@ class WritingRequest(Body):
     """Fields of both routes. What is not given is as the model's `generation_config.json` says."""
 
     model: str | None = None
+    """Its name; where one model writes, it may be left out."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """New tokens at most."""
     temperature: Annotated[float, Field(ge=0, le=10_000)] | None = None
+    """0 for the likeliest token each time; 1 for the model's own probabilities."""
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Choose among the likeliest tokens that are together so probable."""
     n: Annotated[int, Field(ge=1, le=128)] | None = None
+    """Answers to each prompt."""
     stop: str | list[str] | None = None
+    """Texts that end the answer and are not part of it."""
     seed: int | None = None
+    """The same seed gives the same answer."""
     presence_penalty: Penalty | None = None
+    """Taken off the logit of each token that is in the answer."""
     frequency_penalty: Penalty | None = None
+    """Taken off the logit of a token each time that it is in the answer."""
     response_format: ResponseFormat | None = None
     stream: bool | None = None
+    """Send the answer while it is written, as server-sent events."""
     stream_options: StreamOptions | None = None
     logit_bias: dict[str, float] | None = None
+    """Refused."""
     user: str | None = None
+    """Accepted and not used."""
 
     # Not of the OpenAI API.
     top_k: Annotated[int, Field(ge=0)] | None = None
+    """Choose among so many of the likeliest tokens; 0 for all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Choose among tokens at least so probable, as a part of the likeliest one's probability."""
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    """Divides logits of tokens that are in the prompt or the answer; above 1 there is less repetition."""
     ignore_eos: bool | None = None
+    """Go on after the model's end token."""
     stop_token_ids: list[TokenId] | None = None
+    """Tokens that end the answer."""
     structured_outputs: StructuredOutputs | None = None
     prompt_lookup: Annotated[int, Field(ge=0, le=MOST_DRAFTED)] | None = None
+    """Tokens to draft from the prompt at most; answers stay the same."""
 
     @property
     def answers(self) -> int:
