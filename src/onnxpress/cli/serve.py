@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="execution providers in order of preference: cuda,cpu (default: what the variant was made for)",
     )
     parser.add_argument(
-        "--settings", choices=tuple(PRESETS), help="how to use the machine (default: what `tune` kept, else balanced)"
+        "--settings", choices=tuple(PRESETS), help="how to use the machine (default: what `tune` kept, else server)"
     )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads of each process (default: the cores, shared by workers)"
