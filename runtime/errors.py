@@ -10,8 +10,14 @@ OnnxpressError
 ├── QueueFullError           as many requests as allowed are waiting; try again later
 ├── DeadlineExceededError    no answer in the time the caller allowed               (also a TimeoutError)
 ├── ClosedError              a runner that was closed                               (also a RuntimeError)
+├── BlockedError             a text that a guard stopped
+├── GuardError               a guard that failed, so that nobody knows whether it would stop a text
 └── VerificationError        no variant passed the gate
 """
+
+from __future__ import annotations
+
+from typing import Literal
 
 
 class OnnxpressError(Exception):
@@ -54,6 +60,39 @@ class DeadlineExceededError(OnnxpressError, TimeoutError):
 
 class ClosedError(OnnxpressError, RuntimeError):
     """What was asked has been closed, or was while the request waited."""
+
+
+class BlockedError(OnnxpressError):
+    """A guard stopped a text. Nothing of the text is in the error."""
+
+    def __init__(
+        self, guard: str, label: str, score: float | None, place: Literal["input", "output"], index: int = 0
+    ) -> None:
+        """
+        Args:
+            guard: its name.
+            label: of its model; of a callable, the reason it gave.
+            score: the label's probability; None of a callable. Not in the text of the error, which the one who wrote
+                what was stopped may read.
+            place: `input`, of what a client sent, or `output`, of what a model wrote.
+            index: of the text, of those that were looked at together.
+        """
+        super().__init__(f"the guard {guard!r} stopped the {place}: {label}")
+        self.guard, self.label, self.score, self.place, self.index = guard, label, score, place, index
+
+
+class GuardError(OnnxpressError):
+    """A guard failed or took too long, so what it should have looked at was stopped."""
+
+    def __init__(self, guard: str, place: Literal["input", "output"], what: str = "failed") -> None:
+        """
+        Args:
+            guard: its name.
+            place: of what it should have looked at.
+            what: it did.
+        """
+        super().__init__(f"the guard {guard!r} {what}, so the {place} was stopped unseen; see the log, or try again")
+        self.guard, self.place = guard, place
 
 
 class VerificationError(OnnxpressError):

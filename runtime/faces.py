@@ -26,12 +26,10 @@ from onnxpress.runtime.tasks.filling import Filler
 from onnxpress.runtime.tasks.ranking import Reranker
 from onnxpress.runtime.tasks.steps import Steps, Work, begin, finish
 from onnxpress.runtime.tasks.tagging import Tagger
+from onnxpress.runtime.tokenizer import INLINE_CHARACTERS, characters_in
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_INLINE_CHARACTERS = 4000
-"""Up to here an event loop tokenizes by itself: it takes about as long as handing it over."""
 
 
 def check_seconds(seconds: float | None) -> float | None:
@@ -114,6 +112,7 @@ class Blocking(_Face, GeneratorMethods):
 
     embed = _blocking(Embedder.embed)
     classify = _blocking(Classifier.classify)
+    highest_scores = _blocking(Classifier.highest_scores)
     zero_shot = _blocking(Classifier.zero_shot)
     rank = _blocking(Reranker.rank)
     score = _blocking(Reranker.score)
@@ -127,7 +126,7 @@ class Blocking(_Face, GeneratorMethods):
 
         Args:
             seconds: above 0; None for no limit.
-            report: what calls took is added to it; a generator's answers say that themselves.
+            report: what calls took is added to it; of generators only those of event loops.
         """
         return Blocking(self._model, self._serving, seconds, report)
 
@@ -165,6 +164,7 @@ class Asynchronous(_Face, AsyncGeneratorMethods):
 
     embed = _asynchronous(Embedder.embed)
     classify = _asynchronous(Classifier.classify)
+    highest_scores = _asynchronous(Classifier.highest_scores)
     zero_shot = _asynchronous(Classifier.zero_shot)
     rank = _asynchronous(Reranker.rank)
     score = _asynchronous(Reranker.score)
@@ -181,7 +181,7 @@ class Asynchronous(_Face, AsyncGeneratorMethods):
         loop = asyncio.get_running_loop()
         started, deadline = time.monotonic(), self._deadline()
         steps = self._steps(name, arguments, options)
-        if _characters((arguments, options)) <= _INLINE_CHARACTERS:
+        if characters_in((arguments, options)) <= INLINE_CHARACTERS:
             work, result = begin(steps)
         else:
             work, result = await asyncio.to_thread(begin, steps)
@@ -268,14 +268,3 @@ def _settle(outcomes: Sequence[tuple[asyncio.Future[Any], Any, BaseException | N
             future.set_exception(error)
         else:
             future.set_result(outcome)
-
-
-def _characters(value: Any) -> float:
-    """Characters of all texts in arguments; infinite where that is not known without reading an iterator."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, list | tuple):
-        return sum(map(_characters, value))
-    if isinstance(value, dict):
-        return sum(map(_characters, value.values()))
-    return 0 if value is None or isinstance(value, int | float) else float("inf")

@@ -61,8 +61,8 @@ class BatchingRunner(Blocking):
                 For a generator without meaning.
             max_wait_seconds: how long a sequence may wait for others to fill its batch while a worker is free. 0 runs
                 what there is: batches then form only while all workers are busy, which is best in nearly every case.
-            most_tokens: of all texts of a call, after they were cut to what the model reads; None for no limit. For a
-                generator without meaning.
+            most_tokens: of all texts of a call, after they were cut to what the model reads; of a generator, of prompts
+                and of answers as long as they may become. None for no limit.
             on_batch: hears of each run of the graph after it, in a worker's thread. Must not raise. Of a generator
                 nothing is heard.
 
@@ -77,7 +77,7 @@ class BatchingRunner(Blocking):
         require_whole("most_tokens", most_tokens, or_none=True)
         serving: CallQueue | GeneratorCalls
         if isinstance(model, Generator):
-            serving = GeneratorCalls(model, most_waiting)
+            serving = GeneratorCalls(model, most_waiting, most_tokens)
         else:
             serving = CallQueue(
                 model.encoder,

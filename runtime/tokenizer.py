@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError, first_line
 from onnxpress.runtime.manifest import TokenizerSettings
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 MAX_TEXT_CHARACTERS = 500_000
 """Longer texts are refused: all of a text is tokenized before it is cut to the model's length, so one of them could
 keep a processor busy for seconds, and nearly all of its content would be dropped."""
+
+INLINE_CHARACTERS = 4000
+"""Up to here an event loop tokenizes by itself: it takes about as long as handing it over."""
 
 TextOrPair = str | tuple[str, str]
 Cut = Literal["longest_first", "only_first", "only_second"]
@@ -163,3 +166,14 @@ def _unencodable(texts: Sequence[TextOrPair]) -> str:
             except UnicodeEncodeError as error:
                 return f"text {index} has a lone surrogate at position {error.start}, so it is not valid Unicode"
     return "a text is not valid Unicode"
+
+
+def characters_in(value: Any) -> float:
+    """Characters of all texts in arguments; infinite where that is not known without reading an iterator."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, list | tuple):
+        return sum(map(characters_in, value))
+    if isinstance(value, dict):
+        return sum(map(characters_in, value.values()))
+    return 0 if value is None or isinstance(value, int | float) else float("inf")

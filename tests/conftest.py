@@ -53,6 +53,16 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, user
     return onnxpress.export(tiny_model, folder, onnxpress.ExportConfig(measure="none")).folder
 
 
+@pytest.fixture(scope="session")
+def guard_bundle(tmp_path_factory: pytest.TempPathFactory, user_cache: Path) -> Path:
+    """A text-classification bundle that knows the harmful texts of tests/guard_texts.py in English and Chinese."""
+    from tests.guard_texts import training_texts
+    from tests.trained import press, train_classifier
+
+    folder = tmp_path_factory.mktemp("trained") / "guard"
+    return press(train_classifier(folder, training_texts(), steps=500, layers=2))
+
+
 @pytest.fixture
 def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of `tiny_bundle` to damage."""

@@ -518,7 +518,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "embedding_in_a_service.md"
 
 
 def test_the_examples_for_services_run(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, loop, writer = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    threads, loop, *writers = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     Path("bundle").symlink_to(tiny_bundle)
     for code, name in ((threads, "vectors"), (loop, "vector")):
@@ -527,7 +527,8 @@ def test_the_examples_for_services_run(tiny_bundle: Path, tmp_path: Path, monkey
         exec(compile(code, PAGE.name, "exec"), names)
         assert np.isfinite(names[name]).all()
         names["model" if name == "vectors" else "runner"].close()
-    compile(writer, PAGE.name, "exec")  # what it calls is in test_generation_limits.py
+    for writer in writers:  # what they call is in test_generation_limits.py
+        compile(writer, PAGE.name, "exec")
 
 
 def test_every_error_of_a_runner_is_explained() -> None:

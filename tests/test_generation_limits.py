@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from onnxpress.runtime.bundle import Bundle
-from onnxpress.runtime.errors import ClosedError, DeadlineExceededError, ForkError, QueueFullError
+from onnxpress.runtime.call_report import CallReport
+from onnxpress.runtime.errors import (
+    ClosedError,
+    DeadlineExceededError,
+    ForkError,
+    InvalidInputError,
+    QueueFullError,
+)
+from onnxpress.runtime.generation.constraints import regex
 from onnxpress.runtime.generation.engine import EngineState
 from onnxpress.runtime.generation.generator import Generator
+from onnxpress.runtime.generation.requests import Delta, Generation
 from onnxpress.runtime.runner import BatchingRunner
 from tests.tiny_generator import make_bundle, opening
 
@@ -26,6 +37,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def generator(bundle: Bundle) -> Iterator[Generator]:
     with opening(bundle) as open_with:
         yield open_with()
+
+
+def without_reuse(answer: Generation) -> Generation:
+    """An answer without what the cache happened to hold."""
+    others = tuple(map(without_reuse, answer.others))
+    return dataclasses.replace(answer, reused_tokens=0, others=others)
 
 
 def slow(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
@@ -59,6 +76,103 @@ def test_answers_are_the_generators_own(generator: Generator) -> None:
         assert isinstance(runner.state, EngineState)
 
 
+def test_event_loops_get_all_that_threads_get(generator: Generator) -> None:
+    options: Any = {"temperature": 1.0, "seed": 5, "max_new_tokens": 20}
+    asked = [{"role": "user", "content": "x"}]
+    with BatchingRunner(generator) as runner:
+        face = runner.asynchronous
+        several = runner.generate(["one", "two"], n=2, logprobs=1, **options)
+
+        async def ask() -> tuple[list[Generation], Generation, str]:
+            return (
+                await face.generate(["one", "two"], n=2, logprobs=1, **options),
+                await face.chat(asked, continue_final_message=True, **options),
+                "".join([text async for text in face.stream_chat(asked, **options)]),
+            )
+
+        together, answer, text = asyncio.run(ask())
+        assert [without_reuse(each) for each in together] == [without_reuse(each) for each in several]
+        assert answer.text == runner.chat(asked, continue_final_message=True, **options).text
+        assert text == runner.chat(asked, **options).text
+
+
+def test_several_answers_are_streamed_with_what_each_token_is(generator: Generator) -> None:
+    options: Any = {"temperature": 1.0, "seed": 5, "max_new_tokens": 20, "n": 3, "logprobs": 2}
+    with BatchingRunner(generator) as runner:
+        first, second = runner.generate(["one", "two"], **options)
+        report = CallReport()
+
+        async def ask() -> tuple[dict[int, list[Delta]], dict[int, Generation]]:
+            deltas: dict[int, list[Delta]] = {index: [] for index in range(6)}
+            ends = {}
+            async with runner.asynchronous.within(60, report).open_streams(["one", "two"], **options) as streams:
+                while items := await streams.ready():
+                    for index, item in items:
+                        if isinstance(item, Generation):
+                            ends[index] = item
+                        else:
+                            deltas[index].append(item)
+                assert await streams.ready() == []  # also when asked again
+            return deltas, ends
+
+        deltas, ends = asyncio.run(ask())
+        for index, answer in enumerate([first, *first.others, second, *second.others]):
+            assert without_reuse(ends[index]) == dataclasses.replace(without_reuse(answer), others=())
+            assert "".join(delta.text for delta in deltas[index]) == answer.text
+            assert tuple(delta.logprob for delta in deltas[index] if delta.token_id is not None) == answer.logprobs
+        assert (report.sequences, report.tokens) == (6, 3 * (first.prompt_tokens + second.prompt_tokens))
+        assert report.run_seconds > 0
+
+
+def test_leaving_streams_gives_their_rows_back(generator: Generator) -> None:
+    options: Any = {"max_new_tokens": 200, "ignore_eos": True, "n": 3}
+
+    async def ask(runner: BatchingRunner) -> None:
+        async with runner.asynchronous.open_streams(["one"], **options) as streams:
+            assert await streams.ready()
+
+    with BatchingRunner(generator) as runner:
+        asyncio.run(ask(runner))
+        while runner.state.running + runner.state.waiting:
+            pass
+        assert isinstance(runner.state, EngineState)
+        assert runner.state.taken_rows == 0
+
+
+def test_long_texts_and_grammars_do_not_hold_the_event_loop(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    answers = generator.preparing.answers
+
+    def prepared(*arguments: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        return answers(*arguments, **options)
+
+    monkeypatch.setattr(generator.preparing, "answers", prepared)
+
+    async def ask(runner: BatchingRunner) -> None:
+        await runner.asynchronous.generate("x", max_new_tokens=1)
+        await runner.asynchronous.generate("x", max_new_tokens=1, grammar=regex("[ab]"))
+        with pytest.raises(InvalidInputError, match="the prompt has 10001 tokens"):
+            await runner.asynchronous.generate("x" * 10_000)
+
+    with BatchingRunner(generator) as runner:
+        asyncio.run(ask(runner))
+    assert [thread is threading.main_thread() for thread in threads] == [True, False, False]
+
+
+def test_a_call_has_so_many_tokens_at_most(generator: Generator) -> None:
+    with BatchingRunner(generator, most_tokens=50) as runner:
+        for options in ({"n": 2}, {"num_beams": 2}):
+            assert runner.generate("one", max_new_tokens=20, **options)  # type: ignore[call-overload]
+            with pytest.raises(InvalidInputError, match=r"may have \d+ tokens together, 50 are allowed"):
+                runner.generate(["one"] * 3, max_new_tokens=20, **options)  # type: ignore[call-overload]
+        with pytest.raises(InvalidInputError, match="may have 68 tokens together"):
+            asyncio.run(runner.asynchronous.generate("one", max_new_tokens=30, n=2))
+    BatchingRunner(generator).close()  # without a limit again
+
+
 def test_an_answer_that_is_late_is_an_error(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     with BatchingRunner(generator) as runner:
         may_go = slow(generator, monkeypatch)
@@ -78,10 +192,14 @@ def test_a_full_queue_refuses(generator: Generator, monkeypatch: pytest.MonkeyPa
         may_go = slow(generator, monkeypatch)
         thread = threading.Thread(target=runner.generate, args=("one",))
         thread.start()
+        while not runner.state.running and not runner.state.waiting:
+            pass
         with pytest.raises(QueueFullError, match="which is the limit"):
             runner.generate(["two"] * 50)
         may_go.set()
         thread.join()
+        while runner.state.running or runner.state.waiting:  # what was cancelled is on its way out
+            pass
         assert len(runner.generate("one", temperature=0).token_ids) > 0
 
 

@@ -165,3 +165,27 @@ def test_streams_of_one_tokenizer_do_not_mix() -> None:
         shown[0] += first.push(token)
         shown[1] += second.push(token)
     assert shown == ["😀", "😀"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DECODERS if kind.startswith(("byte", "Metaspace"))])
+def test_tokens_by_themselves_are_together_the_text(kind: str) -> None:
+    tokenizer, detokenizer = made(kind)
+    known = [token for token in range(tokenizer.get_vocab_size()) if detokenizer.token_text(token).raw is not None]
+    first = tokens_of(tokenizer, ["the"])
+    raws = {token: detokenizer.token_text(token).raw or b"" for token in known}
+    # No parts of characters: decoders differ in what becomes of them.
+    characters = [
+        token for token in known if raws[token] and raws[token].decode(errors="ignore").encode() == raws[token]
+    ]
+    assert len(characters) > 2
+    for start in range(0, len(characters), 7):
+        tokens = characters[start : start + 7]
+        text = tokenizer.decode([*first, *tokens], skip_special_tokens=False)[len(tokenizer.decode(first)) :]
+        assert b"".join(raws[token] for token in tokens).decode() == text
+
+
+def test_a_special_token_has_a_name_and_no_text() -> None:
+    tokenizer, detokenizer = made("byte-level")
+    assert detokenizer.token_text(tokenizer.token_to_id("</s>")) == ("</s>", None)
+    assert detokenizer.token_text(tokenizer.token_to_id("ðŁĺ")) == ("ðŁĺ", "😀".encode()[:3])
+    assert detokenizer.token_text(tokenizer.get_vocab_size() + 5).raw is None

@@ -184,11 +184,12 @@ class Constraint:
         """The tokens that may come next: bool [V]. An end token is among them where the output may end here.
 
         Raises:
-            OnnxpressError: the grammar has become too complex to follow.
+            InvalidInputError: the grammar has become too complex to follow.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            raise OnnxpressError(f"the output cannot be constrained further: {_first_lines(self._matcher.get_error())}")
+            message = _first_lines(self._matcher.get_error())
+            raise InvalidInputError(f"the output cannot be constrained further: {message}")
         return np.unpackbits(bits, count=self._vocabulary, bitorder="little").view(np.bool_)
 
     def commit(self, token_id: int) -> None:

@@ -1,14 +1,13 @@
 """Text from prompts: what `onnxpress.load` gives for a bundle whose task is text-generation.
 
-Puts together what one answer needs (prompts.py, sampling.py, stopping.py, constraints.py, chat.py) and hands it to the
+Makes prompts of what it is given (prompts.py, chat.py), has the answers prepared (preparing.py) and hands them to the
 engine, which all callers share.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack, overload
 
 from onnxpress.runtime.arenas import rest, smallest_feeds
@@ -16,21 +15,17 @@ from onnxpress.runtime.errors import InvalidInputError, ProviderError
 from onnxpress.runtime.generation.beams import Beams, BeamSearch
 from onnxpress.runtime.generation.cache import KeyValueCache
 from onnxpress.runtime.generation.chat import render_chat
-from onnxpress.runtime.generation.checks import number, whole
-from onnxpress.runtime.generation.constraints import Grammars
 from onnxpress.runtime.generation.decoder import Decoder, layout_of
 from onnxpress.runtime.generation.engine import Engine
-from onnxpress.runtime.generation.lookup import MOST_DRAFTED, PromptLookup
-from onnxpress.runtime.generation.options import BEYOND_SAMPLING, Options
+from onnxpress.runtime.generation.options import Options
 from onnxpress.runtime.generation.perplexity import log_likelihoods_of, log_probabilities_of, perplexity_from
+from onnxpress.runtime.generation.preparing import Prepared, Preparing
 from onnxpress.runtime.generation.prompts import Prompt, Prompts, is_one
 from onnxpress.runtime.generation.replay import Replay
-from onnxpress.runtime.generation.requests import Delta, Generation, Request
-from onnxpress.runtime.generation.sampling import Sampler, Sampling
-from onnxpress.runtime.generation.stopping import AnswerText, Ending, StopTracker
+from onnxpress.runtime.generation.requests import Generation
+from onnxpress.runtime.generation.sampling import Sampling
 from onnxpress.runtime.generation.storage import storage_of
-from onnxpress.runtime.generation.streaming import Detokenizer
-from onnxpress.runtime.generation.streams import AsyncStream, MakeRequest, Stream
+from onnxpress.runtime.generation.streams import AsyncStream, AsyncStreams, Check, Stream
 from onnxpress.runtime.huge_pages import huge_pages
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.providers import CPU, CUDA, Placement, Provider
@@ -39,6 +34,7 @@ from onnxpress.runtime.session import make_session
 from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.shared_weights import model_to_open
 from onnxpress.runtime.tokenizer import Tokenizer
+from onnxpress.runtime.tokenizer_checks import tokenizing
 
 if TYPE_CHECKING:
     from onnxpress.runtime.bundle import Bundle
@@ -85,9 +81,8 @@ class Generator:
         self.served = served
         self._generation = settings.generation
         self._prompts = Prompts(tokenizer.backend, settings.generation)
-        self._detokenizer = Detokenizer(self._prompts.tokenizer)
+        self.preparing = Preparing(engine, self._prompts, self._generation)
         self._beams = BeamSearch(engine.decoder)
-        self._grammars = Grammars(self._prompts.tokenizer, self._generation.eos_ids, self._generation.vocabulary)
 
     @classmethod
     def open(
@@ -159,20 +154,14 @@ class Generator:
         """
         if is_one(prompts):
             return self._answers([self._prompts.encode(prompts)], options)[0]  # type: ignore[arg-type]
-        encoded = []
-        for index, prompt in enumerate(prompts):
-            try:
-                encoded.append(self._prompts.encode(prompt))  # type: ignore[arg-type]
-            except InvalidInputError as error:
-                raise InvalidInputError(f"prompt {index}: {error}") from error
-        return self._answers(encoded, options)
+        return self._answers(self.encode(prompts), options)  # type: ignore[arg-type]
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[str]:
         """Continue a prompt, giving the text while it is made; never a part of a character or of a stop text.
 
         Leaving the iterator cancels the rest. Arguments and errors as of `generate`; `n` must be 1.
         """
-        return self._texts(self._one(self._prompts.encode(prompt), options))
+        return self._texts(self.preparing.one(self._prompts.encode(prompt), options))
 
     def chat(
         self,
@@ -210,7 +199,7 @@ class Generator:
     ) -> Iterator[str]:
         """`chat`, giving the text as `stream` does."""
         prompt = self.chat_prompt(messages, tools, continue_final_message, template_variables)
-        return self._texts(self._one(prompt, options))
+        return self._texts(self.preparing.one(prompt, options))
 
     def chat_prompt(
         self,
@@ -229,17 +218,44 @@ class Generator:
         )
         return self._prompts.encode(text, rendered=True)
 
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """The token ids of prompts, as `generate` has them. Errors as there; of several with the number."""
+        encoded = []
+        for index, prompt in enumerate(prompts):
+            try:
+                encoded.append(self._prompts.encode(prompt))
+            except InvalidInputError as error:
+                if len(prompts) == 1:
+                    raise
+                raise InvalidInputError(f"prompt {index}: {error}") from error
+        return encoded
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        with tokenizing():
+            text: str = self._prompts.tokenizer.decode(list(token_ids))
+        return text
+
     def open_stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
         """The same with token ids, the whole answer at the end, and a way to cancel. It starts at once."""
-        return Stream(self.engine, self._one(self._prompts.encode(prompt), options))
+        return Stream(self.engine, self.preparing.one(self._prompts.encode(prompt), options))
 
     async def generate_async(self, prompt: Prompt, **options: Unpack[Options]) -> Generation:
         """Continue one prompt while the event loop goes on. Cancelling the task cancels the request; `n` must be 1."""
-        return await self.open_async_stream(prompt, **options).result()
+        prepared = self.preparing.one(self._prompts.encode(prompt), options)
+        async with self.open_prepared([prepared], deltas=False) as streams:
+            return (await streams.results())[0]
 
     def open_async_stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncStream:
         """`open_stream` for an event loop; called inside one."""
-        return AsyncStream(self.engine, self._one(self._prompts.encode(prompt), options))
+        return AsyncStream(self.engine, self.preparing.one(self._prompts.encode(prompt), options))
+
+    def open_prepared(
+        self, prepared: Sequence[Prepared], *, deltas: bool = True, check: Check | None = None
+    ) -> AsyncStreams:
+        """Begin answers that `preparing` has made ready, for an event loop; called inside one. Arguments and errors as
+        of `AsyncStreams`."""
+        return AsyncStreams(self.engine, prepared, deltas=deltas, check=check)
 
     def perplexity(self, texts: Sequence[str]) -> float:
         """Of all texts together, as perplexity.py defines it; less is better. With a cache of its own."""
@@ -300,10 +316,10 @@ class Generator:
         search = Beams.from_options(options, self._generation.defaults)
         if search is not None:
             rooms = [self.engine.room_for(prompt, search[1].max_new_tokens) for prompt in prompts]
+            self.preparing.check_tokens(sum(map(len, prompts)) + sum(rooms))
             return [self._searched(prompt, room, *search) for prompt, room in zip(prompts, rooms, strict=True)]
-        sampling = self._sampling(options)
-        makers = [self._maker(prompt, sampling, options, index) for prompt in prompts for index in range(sampling.n)]
-        requests = [make(None, None) for make in makers]
+        prepared = self.preparing.answers(prompts, options)
+        requests = [each.make(None, None) for each in prepared]
         try:
             for request in requests:
                 self.engine.submit(request)
@@ -313,7 +329,7 @@ class Generator:
             for request in requests:
                 self.engine.cancel(request)
             raise
-        return [_joined(results[start : start + sampling.n]) for start in range(0, len(results), sampling.n)]
+        return joined(results, len(prompts))
 
     def _searched(self, prompt: list[int], most_new: int, beams: Beams, sampling: Sampling) -> Generation:
         """The best answers that a search finds."""
@@ -322,73 +338,21 @@ class Generator:
         found = self._beams.search(prompt, most_new, beams, tuple(ends), sampling.repetition_penalty)
         answers = []
         for beam in found[: sampling.n]:
-            text = self._answer_text(prompt, sampling, None)
+            text = self.preparing.answer_text(prompt, sampling)
             shown = "".join(text.feed(token)[0] for token in beam.token_ids)
             assert text.reason is not None
             answers.append(Generation(shown, beam.token_ids, text.reason, None, len(prompt), reused_tokens=0))
-        return _joined(answers)
+        return joined(answers, 1)[0]
 
-    def _one(self, prompt: list[int], options: Options) -> MakeRequest:
-        if Beams.from_options(options, self._generation.defaults) is not None:
-            raise InvalidInputError(
-                "num_beams cannot be combined with a stream, for beams are chosen at the end; use generate()"
-            )
-        sampling = self._sampling(options)
-        if sampling.n != 1:
-            raise InvalidInputError(f"n is {sampling.n}; a stream is one answer: leave n out, or use generate()")
-        return self._maker(prompt, sampling, options, 0)
-
-    def _sampling(self, options: Options) -> Sampling:
-        given = {name: value for name, value in options.items() if name not in BEYOND_SAMPLING}
-        return Sampling.with_defaults(self._generation.defaults, **given)
-
-    def _maker(self, prompt: list[int], sampling: Sampling, options: Options, index: int) -> MakeRequest:
-        """Check everything now; the request itself is made when somebody listens.
-
-        Args:
-            prompt: token ids.
-            sampling: with the defaults of the model.
-            options: for what goes beyond it.
-            index: of the answers to the same prompt.
-        """
-        most_new = self.engine.room_for(prompt, sampling.max_new_tokens)
-        timeout = options.get("timeout_seconds")
-        if timeout is not None:
-            timeout = number("timeout_seconds", timeout, 0, float("inf"), "a number of seconds, or None for no limit")
-        drafted = options.get("prompt_lookup")
-        drafted = 0 if drafted is None else whole("prompt_lookup", drafted, 0, MOST_DRAFTED)
-        grammar = options.get("grammar")
-        guide = None if grammar is None else self._grammars.start(grammar)
-
-        def make(on_delta: Callable[[Delta], None] | None, on_done: Callable[[Request], None] | None) -> Request:
-            return Request(
-                prompt,
-                most_new,
-                Sampler(sampling, prompt, index, guide),
-                self._answer_text(prompt, sampling, guide),
-                deadline=None if timeout is None else time.monotonic() + timeout,
-                with_logprobs=sampling.logprobs is not None,
-                lookup=PromptLookup(drafted) if drafted and sampling.greedy else None,
-                on_delta=on_delta,
-                on_done=on_done,
-            )
-
-        return make
-
-    def _answer_text(self, prompt: list[int], sampling: Sampling, guide: Ending | None) -> AnswerText:
-        tracker = StopTracker(
-            sampling, eos_ids=self._generation.eos_ids, prompt_tokens=len(prompt), context=self.engine.context
-        )
-        return AnswerText(tracker, self._detokenizer.stream(after=prompt), guide)
-
-    def _texts(self, make: MakeRequest) -> Iterator[str]:
-        with Stream(self.engine, make) as stream:
+    def _texts(self, prepared: Prepared) -> Iterator[str]:
+        with Stream(self.engine, prepared) as stream:
             for delta in stream:
                 if delta.text:
                     yield delta.text
 
 
-def _joined(answers: Sequence[Generation]) -> Generation:
-    """Answers to the same prompt as one."""
-    first, *others = answers
-    return dataclasses.replace(first, others=tuple(others))
+def joined(answers: Sequence[Generation], prompts: int) -> list[Generation]:
+    """An answer for each prompt, of as many answers to each of them; the further ones are in `others`."""
+    each = len(answers) // prompts if prompts else 1
+    groups = (answers[start : start + each] for start in range(0, len(answers), each))
+    return [dataclasses.replace(first, others=tuple(others)) for first, *others in groups]

@@ -3,29 +3,40 @@ that waits for what was begun. What runs together is the engine's affair (engine
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Unpack, overload
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, TypeVar, Unpack, overload
 
-from onnxpress.runtime.errors import ClosedError, DeadlineExceededError
-from onnxpress.runtime.generation.generator import Generator, Messages
+from onnxpress.runtime.call_report import CallReport
+from onnxpress.runtime.errors import ClosedError, DeadlineExceededError, InvalidInputError
+from onnxpress.runtime.generation.generator import Generator, Messages, joined
 from onnxpress.runtime.generation.options import Options
-from onnxpress.runtime.generation.prompts import Prompt
-from onnxpress.runtime.generation.requests import Generation
+from onnxpress.runtime.generation.prompts import Prompt, is_one
+from onnxpress.runtime.generation.requests import Delta, Generation, Request
+from onnxpress.runtime.generation.streams import AsyncStreams
+from onnxpress.runtime.tokenizer import INLINE_CHARACTERS, characters_in
+
+P = TypeVar("P")
+R = TypeVar("R")
 
 
 class GeneratorCalls:
     """The calls of one runner that are in a generator. Safe to use from many threads."""
 
-    def __init__(self, generator: Generator, most_waiting: int) -> None:
+    def __init__(self, generator: Generator, most_waiting: int, most_tokens: int | None = None) -> None:
         """
         Args:
-            generator: answers; requests of others wait in the same queue.
-            most_waiting: requests that may wait for a row of the cache, from now on.
+            generator: answers; requests of others wait in the same queue, and have the same limits from now on.
+            most_waiting: requests that may wait for a row of the cache.
+            most_tokens: of prompts and answers of a call; None for no limit.
         """
         self.generator = generator
         generator.engine.most_waiting = most_waiting
+        generator.preparing.most_tokens = most_tokens
         self._changed = threading.Condition()
         self._inside = 0
         self._closing = False
@@ -109,25 +120,152 @@ class GeneratorMethods:
 
 
 class AsyncGeneratorMethods:
-    """The generator's methods for event loops, within limits."""
+    """The generator's methods for event loops, within limits. What takes long before an answer begins (long texts, chat
+    templates over them, grammars) is done in another thread."""
 
     _calls: GeneratorCalls | None
     _seconds: float | None
+    _report: CallReport | None
 
-    async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Generation:
-        """`Generator.generate_async`, with errors as of `GeneratorMethods.generate`."""
-        with _inside(self._calls, "generate") as generator:
-            answer = await generator.generate_async(prompt, **within(self._seconds, options))
-        return check_complete(answer, self._seconds, options)
+    @overload
+    async def generate(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, **options: Unpack[Options]
+    ) -> Generation: ...
+
+    @overload
+    async def generate(self, prompts: Sequence[Prompt], **options: Unpack[Options]) -> list[Generation]: ...
+
+    async def generate(
+        self, prompts: Prompt | Sequence[Prompt], **options: Unpack[Options]
+    ) -> Generation | list[Generation]:
+        """`Generator.generate` without beam search, with errors as of `GeneratorMethods.generate`. Cancelling the task
+        cancels the requests."""
+        one = is_one(prompts)
+        listed: Any = [prompts] if one else prompts
+        async with self.open_streams(listed, deltas=False, **options) as streams:
+            answers = joined(await streams.results(), len(listed))
+        return answers[0] if one else answers
+
+    async def chat(self, messages: Messages, **options: Any) -> Generation:
+        """`Generator.chat`, with errors as of `generate`."""
+        async with self._open_chat(messages, options, deltas=False) as streams:
+            return joined(await streams.results(), 1)[0]
 
     async def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncIterator[str]:
-        """Text while it is made. Leaving the iterator cancels the rest."""
-        with _inside(self._calls, "stream") as generator:
-            async with generator.open_async_stream(prompt, **within(self._seconds, options)) as stream:
-                async for delta in stream:
-                    if delta.text:
-                        yield delta.text
-                check_complete(await stream.result(), self._seconds, options)
+        """Text while it is made; `n` must be 1. Leaving the iterator cancels the rest."""
+        async with self.open_streams([prompt], **options) as streams:
+            async for text in _texts(streams):
+                yield text
+
+    async def stream_chat(self, messages: Messages, **options: Any) -> AsyncIterator[str]:
+        """The same for an answer to a conversation. Arguments as of `Generator.chat`."""
+        async with self._open_chat(messages, options) as streams:
+            async for text in _texts(streams):
+                yield text
+
+    async def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """`Generator.encode`."""
+        with _inside(self._calls, "generate") as generator:
+            return await self._beside(_size(prompts), generator.encode, prompts)
+
+    async def chat_prompt(self, messages: Messages, **chat: Any) -> list[int]:
+        """`Generator.chat_prompt`."""
+        with _inside(self._calls, "chat") as generator:
+            render = functools.partial(generator.chat_prompt, **chat)
+            return await self._beside(characters_in((messages, chat)), render, messages)
+
+    @contextlib.asynccontextmanager
+    async def open_streams(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        deltas: bool = True,
+        since: float | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncIterator[AsyncStreams]:
+        """The answers to prompts while they are made (`n` to the first, `n` to the second), with what each token adds.
+        Leaving the block cancels what is not made yet.
+
+        Args:
+            prompts: texts or token ids.
+            deltas: hear of each token; else of the ends only.
+            since: when the time allowed began, in seconds of `time.monotonic()`; None for now.
+            options: see `Options`; no beam search.
+
+        Raises:
+            InvalidInputError, CacheMemoryError, QueueFullError, ForkError: as of `Generator.generate`.
+            ClosedError: the runner was closed.
+            DeadlineExceededError: where they are read, when the time allowed has passed.
+        """
+        since = time.monotonic() if since is None else since
+        with _inside(self._calls, "generate") as generator:
+            encoded = await self._beside(_size(prompts), generator.encode, prompts)
+            # Reading a grammar takes long, the tokens for the first one up to a second.
+            size = _size(encoded) if options.get("grammar") is None else float("inf")
+            left = None if self._seconds is None else max(0.0, since + self._seconds - time.monotonic())
+            prepare = functools.partial(generator.preparing.answers, options=within(left, options))
+            prepared = await self._beside(size, prepare, encoded)
+            check = functools.partial(check_complete, seconds=self._seconds, options=options)
+            async with generator.open_prepared(prepared, deltas=deltas, check=check) as streams:
+                try:
+                    yield streams
+                finally:
+                    self._add(streams.requests)
+
+    @contextlib.asynccontextmanager
+    async def _open_chat(
+        self, messages: Messages, options: dict[str, Any], *, deltas: bool = True
+    ) -> AsyncIterator[AsyncStreams]:
+        since = time.monotonic()
+        chat = {name: options.pop(name) for name in _OF_CHAT if name in options}
+        prompt = await self.chat_prompt(messages, **chat)
+        async with self.open_streams([prompt], deltas=deltas, since=since, **options) as streams:
+            yield streams
+
+    async def _beside(self, size: float, work: Callable[[P], R], subject: P) -> R:
+        """Do work, in another thread where it takes long.
+
+        Args:
+            size: of what it is about, in characters or as many tokens.
+            work: to do.
+            subject: what it gets.
+        """
+        began = time.monotonic()
+        try:
+            return work(subject) if size <= INLINE_CHARACTERS else await asyncio.to_thread(work, subject)
+        finally:
+            if self._report is not None:
+                self._report.tokenize_seconds += time.monotonic() - began
+
+    def _add(self, requests: Sequence[Request]) -> None:
+        """What requests took, to the report: they run together, so their times are not added to each other."""
+        report, now = self._report, time.monotonic()
+        if report is None or not requests:
+            return
+        asked = min(request.asked for request in requests)
+        admitted = min((request.admitted for request in requests if request.admitted is not None), default=now)
+        report.sequences += len(requests)
+        report.tokens += sum(len(request.prompt) for request in requests)
+        report.wait_seconds += admitted - asked
+        report.run_seconds += max([admitted, *(request.token_times[-1] for request in requests if request.token_times)])
+        report.run_seconds -= admitted
+
+
+_OF_CHAT = ("tools", "continue_final_message", "template_variables")
+
+
+def _size(prompts: Sequence[Prompt]) -> int:
+    """Of prompts, in characters or tokens. What is no prompt counts nothing: it is refused at once."""
+    return sum(len(prompt) for prompt in prompts if isinstance(prompt, Sequence))
+
+
+async def _texts(streams: AsyncStreams) -> AsyncIterator[str]:
+    if len(streams.requests) != 1:
+        raise InvalidInputError(f"n is {len(streams.requests)}; a stream is one answer: leave n out, or use generate()")
+    while items := await streams.ready():
+        for _, item in items:
+            if isinstance(item, Delta) and item.text:
+                yield item.text
 
 
 def within(seconds: float | None, options: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
@@ -21,16 +22,6 @@ FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Delta:
-    """What one token added to an answer."""
-
-    text: str
-    """Empty while a character or what may be a stop string is not complete."""
-    token_id: int | None
-    """None for text that the end set free."""
-
-
-@dataclasses.dataclass(frozen=True)
 class TokenLogprob:
     """How likely a chosen token was, and what else might have been chosen."""
 
@@ -38,6 +29,18 @@ class TokenLogprob:
     logprob: float
     alternatives: tuple[tuple[int, float], ...]
     """The most likely tokens with their log probabilities, most likely first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    """What one token added to an answer."""
+
+    text: str
+    """Empty while a character or what may be a stop string is not complete."""
+    token_id: int | None
+    """None for text that the end set free."""
+    logprob: TokenLogprob | None = None
+    """Of the token, where they were asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +126,12 @@ class Request:
         self.lookup = lookup
         self.token_ids: list[int] = []
         self.reused_tokens = 0
+        self.asked = time.monotonic()
+        """When it was made; as the two below in seconds of `time.monotonic()`."""
+        self.admitted: float | None = None
+        """When it stopped waiting for others."""
+        self.token_times: list[float] = []
+        """When each token was chosen."""
         self._chooser = chooser
         self._text = text
         self._pieces: list[str] = []
@@ -167,10 +176,13 @@ class Request:
         """
         choice = self._chooser.next(logits)
         self.token_ids.append(choice.token_id)
+        self.token_times.append(time.monotonic())
+        logprob = None
         if self._logprobs is not None:
-            self._logprobs.append(TokenLogprob(choice.token_id, choice.logprob, tuple(choice.alternatives)))
+            logprob = TokenLogprob(choice.token_id, choice.logprob, tuple(choice.alternatives))
+            self._logprobs.append(logprob)
         shown, stops = self._text.feed(choice.token_id)
-        self._show(shown, choice.token_id)
+        self._show(shown, choice.token_id, logprob)
         if stops:
             self._end("stop")
         elif len(self.token_ids) >= self.most_new:
@@ -192,10 +204,10 @@ class Request:
         """End without an answer."""
         self._settle(error)
 
-    def _show(self, text: str, token_id: int | None) -> None:
+    def _show(self, text: str, token_id: int | None, logprob: TokenLogprob | None = None) -> None:
         self._pieces.append(text)
         if self._on_delta is not None:
-            self._on_delta(Delta(text, token_id))
+            self._on_delta(Delta(text, token_id, logprob))
 
     def _end(self, reason: FinishReason) -> None:
         logprobs = None if self._logprobs is None else tuple(self._logprobs)

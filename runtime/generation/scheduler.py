@@ -156,6 +156,7 @@ class Scheduler:
                 request.fail(error)
                 continue
             self.counts.prompt_tokens += len(request.prompt)
+            request.admitted = time.monotonic()
             self._admitted.append(Seat(request))
 
     # Prompts

@@ -10,7 +10,7 @@ import codecs
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onnxpress.runtime.tokenizer_checks import tokenizing
 
@@ -34,6 +34,15 @@ class TextStream(ABC):
         """The rest; nothing the second time. Bytes that are no UTF-8 give U+FFFD, as in the text of the whole."""
 
 
+class TokenText(NamedTuple):
+    """A token by itself."""
+
+    name: str
+    """As the tokenizer writes it."""
+    raw: bytes | None
+    """What it is in a text, maybe a part of a character; None for a special token, which is not in texts."""
+
+
 class Detokenizer:
     """Makes streams for a tokenizer. Made once for a model; safe to use from many threads."""
 
@@ -44,6 +53,7 @@ class Detokenizer:
         self._token_bytes: dict[int, bytes] = {}
         byte_ids = ((byte, tokenizer.token_to_id(f"<0x{byte:02X}>")) for byte in range(256))
         self._bytes_of = {token: byte for byte, token in byte_ids if token is not None}
+        self._token_texts: dict[int, TokenText] = {}
 
     def stream(self, *, skip_special_tokens: bool = True, after: Sequence[int] = ()) -> TextStream:
         """A stream whose pieces together are `decode(after + tokens)` without the text of `after`.
@@ -59,6 +69,26 @@ class Detokenizer:
         byte_of = self._bytes_of if "ByteFallback" in self._decoders else {}
         waits = "ByteLevel" in self._decoders
         return _WindowStream(self._tokenizer, skipped, byte_of, waits, after)
+
+    def token_text(self, token_id: int) -> TokenText:
+        """A token by itself, as it is in the middle of a text."""
+        found = self._token_texts.get(token_id)
+        if found is None:
+            name = self._tokenizer.id_to_token(token_id)
+            raw = None if name is None or token_id in self._special else self._raw(token_id, name)
+            found = self._token_texts[token_id] = TokenText(name or f"<{token_id}>", raw)
+        return found
+
+    def _raw(self, token_id: int, name: str) -> bytes:
+        if "ByteLevel" in self._decoders:
+            return _bytes_of_token(name)
+        if "ByteFallback" in self._decoders and token_id in self._bytes_of:
+            return bytes([self._bytes_of[token_id]])
+        with tokenizing():
+            # Behind itself it has the space that decoders drop at the start of a text.
+            one: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
+            two: str = self._tokenizer.decode([token_id, token_id], skip_special_tokens=False)
+        return two[len(one) :].encode()
 
 
 class _ByteStream(TextStream):

@@ -1,27 +1,31 @@
-"""Answers while they are made: an iterator for threads, and one for event loops. Leaving one cancels its request."""
+"""Answers while they are made: an iterator for threads, and the same for event loops. Leaving one cancels its
+requests."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import queue
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from onnxpress.runtime.generation.engine import Engine
+from onnxpress.runtime.generation.preparing import Prepared
 from onnxpress.runtime.generation.requests import Delta, Generation, Request
 
-MakeRequest = Callable[[Callable[[Delta], None] | None, Callable[[Request], None] | None], Request]
-"""Makes a request that tells these two of each token and of the end."""
+Check = Callable[[Generation], object]
+"""Raises where an answer should be an error instead."""
 
 
 class Stream:
     """An iterator over what each token adds; `result` is the whole answer."""
 
-    def __init__(self, engine: Engine, make_request: MakeRequest) -> None:
+    def __init__(self, engine: Engine, prepared: Prepared) -> None:
         self._engine = engine
         self._deltas: queue.SimpleQueue[Delta | None] = queue.SimpleQueue()
-        self.request = make_request(self._deltas.put, lambda _: self._deltas.put(None))
+        self.request = prepared.make(self._deltas.put, lambda _: self._deltas.put(None))
         engine.submit(self.request)
 
     def __iter__(self) -> Self:
@@ -52,40 +56,76 @@ class Stream:
         self.close()
 
 
-class AsyncStream:
-    """The same for an event loop; made inside one."""
+class AsyncStreams:
+    """Several answers at once, for an event loop; made inside one. What the engine has made while the loop was busy is
+    there together."""
 
-    def __init__(self, engine: Engine, make_request: MakeRequest) -> None:
+    def __init__(
+        self, engine: Engine, prepared: Sequence[Prepared], *, deltas: bool = True, check: Check | None = None
+    ) -> None:
+        """
+        Args:
+            engine: answers. All requests are handed over now.
+            prepared: of each answer.
+            deltas: hear of each token; else of the ends only, which costs the loop less.
+            check: looks at each finished answer.
+
+        Raises:
+            QueueFullError: too many are waiting; none of these stays.
+            ForkError: this is not the process the model was loaded in.
+        """
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self._deltas: asyncio.Queue[Delta | None] = asyncio.Queue()
-        self.request = make_request(self._put, lambda _: self._put(None))
-        engine.submit(self.request)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Delta:
+        self._check = check
+        self._inbox: deque[tuple[int, Delta | None]] = deque()  # None for an end
+        self._arrived = asyncio.Event()
+        self._woken = False  # whether the event is set or about to be, so that nobody need set it
+        self._left = len(prepared)  # requests whose end is not given out
+        self._failure: Exception | None = None
+        self.requests: list[Request] = []
         try:
-            delta = await self._deltas.get()
-        except asyncio.CancelledError:
+            for index, each in enumerate(prepared):
+                hear = functools.partial(self._put, index)
+                request = each.make(hear if deltas else None, lambda _, hear=hear: hear(None))  # type: ignore[misc]
+                self.requests.append(engine.submit(request))
+        except BaseException:
             self.cancel()
             raise
-        if delta is None:
-            self._deltas.put_nowait(None)
-            self.request.result(0)
-            raise StopAsyncIteration
-        return delta
 
-    async def result(self) -> Generation:
-        """Wait for the whole answer; what was not iterated over by then is passed over."""
-        async for _ in self:
+    async def ready(self) -> list[tuple[int, Delta | Generation]]:
+        """What has come since the last time, at least one thing: what a token added, or the whole answer at its end,
+        each with the index of its request. Empty where all have ended.
+
+        Raises:
+            Exception: what made a request fail, or `check` raised, after all that came before; the others are
+                cancelled.
+        """
+        while not self._inbox and self._left and self._failure is None:
+            self._arrived.clear()
+            self._woken = False
+            if not self._inbox:  # from here on whoever puts something in wakes this
+                await self._arrived.wait()
+        items: list[tuple[int, Delta | Generation]] = []
+        while self._inbox and self._failure is None:
+            index, delta = self._inbox.popleft()
+            if delta is not None:
+                items.append((index, delta))
+            elif (answer := self._ended(index)) is not None:
+                items.append((index, answer))
+        if self._failure is not None and not items:
+            raise self._failure
+        return items
+
+    async def results(self) -> list[Generation]:
+        """Wait for all answers. What was not read by then is passed over. Errors as of `ready`."""
+        while await self.ready():
             pass
-        return self.request.result(0)
+        return [request.result(0) for request in self.requests]
 
     def cancel(self) -> None:
         """Cancel what is not made yet."""
-        self._engine.cancel(self.request)
+        for request in self.requests:
+            self._engine.cancel(request)
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,9 +135,71 @@ class AsyncStream:
     ) -> None:
         self.cancel()
 
-    def _put(self, delta: Delta | None) -> None:
-        """In the engine's thread."""
+    def _ended(self, index: int) -> Generation | None:
+        self._left -= 1
         try:
-            self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
-        except RuntimeError:  # the loop has ended, so nobody listens
-            self._engine.cancel(self.request)
+            answer = self.requests[index].result(0)
+            if self._check is not None:
+                self._check(answer)
+        # Whatever it is, it is raised for whoever waits, after what came before it.
+        except Exception as error:  # noqa: BLE001
+            self._failure = error
+            self.cancel()
+            return None
+        return answer
+
+    def _put(self, index: int, delta: Delta | None) -> None:
+        """In the engine's thread."""
+        self._inbox.append((index, delta))
+        if not self._woken:
+            self._woken = True
+            try:
+                self._loop.call_soon_threadsafe(self._arrived.set)
+            except RuntimeError:  # the loop has ended, so nobody listens
+                self.cancel()
+
+
+class AsyncStream:
+    """`Stream` for an event loop; made inside one."""
+
+    def __init__(self, engine: Engine, prepared: Prepared, check: Check | None = None) -> None:
+        self._streams = AsyncStreams(engine, [prepared], check=check)
+        self._deltas: deque[Delta] = deque()
+
+    @property
+    def request(self) -> Request:
+        """What the engine has got."""
+        return self._streams.requests[0]
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        while not self._deltas:
+            try:
+                items = await self._streams.ready()
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
+            if not items:
+                raise StopAsyncIteration
+            self._deltas.extend(item for _, item in items if isinstance(item, Delta))
+        return self._deltas.popleft()
+
+    async def result(self) -> Generation:
+        """Wait for the whole answer; what was not iterated over by then is passed over."""
+        async for _ in self:
+            pass
+        return self.request.result(0)
+
+    def cancel(self) -> None:
+        """Cancel what is not made yet."""
+        self._streams.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()

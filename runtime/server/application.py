@@ -10,7 +10,9 @@ from typing import Annotated, Literal
 from fastapi import Depends, FastAPI, Request
 
 import onnxpress
+from onnxpress.runtime.guards.guards import Guards
 from onnxpress.runtime.server.errors import ErrorBody, add_error_handlers
+from onnxpress.runtime.server.guarding import load_guards
 from onnxpress.runtime.server.registry import Models
 from onnxpress.runtime.server.settings import ServerSettings
 
@@ -21,8 +23,11 @@ class Service:
 
     settings: ServerSettings
     models: Models
+    guards: Guards
     phase: Literal["ready", "draining"] = "ready"
     """draining: it is told to end, finishes what it has, and should get no more."""
+    streams: int = 0
+    """Answers that are being streamed."""
 
 
 def service_of(request: Request) -> Service:
@@ -42,17 +47,19 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
         models: that are loaded already; None to load those of the settings, now. They are closed with the application.
 
     Raises:
-        OnnxpressError: a bundle cannot be loaded.
+        OnnxpressError: a bundle or a guard cannot be loaded.
     """
     # Imported here: the routes need what is defined above.
     from onnxpress.runtime.server.routes import ROUTERS
 
     loaded = models or Models.load(settings.bundles, settings.limits)
+    guards = load_guards(settings, [model.name for model in loaded])
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         loaded.close(timeout=settings.drain_seconds)
+        guards.close(timeout=settings.drain_seconds)
 
     app = FastAPI(
         title="onnxpress",
@@ -62,7 +69,7 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
         redoc_url=None,
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
-    app.state.service = Service(settings, loaded)
+    app.state.service = Service(settings, loaded, guards)
     add_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)

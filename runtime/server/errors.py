@@ -13,11 +13,14 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from onnxpress.runtime.errors import (
+    BlockedError,
     ClosedError,
     DeadlineExceededError,
+    GuardError,
     InvalidInputError,
     OnnxpressError,
     QueueFullError,
+    UnsupportedModelError,
 )
 
 _LOG = logging.getLogger("onnxpress.server")
@@ -72,7 +75,9 @@ _KINDS: tuple[tuple[type[Exception], _Kind], ...] = (
     (QueueFullError, _Kind(429, "rate_limit_error", "queue_full", retry=True)),
     (DeadlineExceededError, _Kind(504, "timeout_error", "timeout")),
     (ClosedError, _Kind(503, "server_error", "shutting_down", retry=True)),
+    (GuardError, _Kind(503, "server_error", "guard_failed")),
     (InvalidInputError, _Kind(400, "invalid_request_error", "invalid_input")),
+    (UnsupportedModelError, _Kind(400, "invalid_request_error", "unsupported")),
 )
 _INTERNAL = "the server failed at this request; its log says why, under the request's id"
 
@@ -81,6 +86,8 @@ def request_error(error: Exception) -> RequestError:
     """What a client is told of an exception. Of what is no fault of the client's, only that it happened."""
     if isinstance(error, RequestError):
         return error
+    if isinstance(error, BlockedError):
+        return RequestError(400, str(error), kind="content_filter_error", code=f"{error.place}_blocked")
     for cls, kind in _KINDS:
         if isinstance(error, cls):
             retry_after = _RETRY_SECONDS if kind.retry else None

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from onnxpress.runtime.decoding import decode
 from onnxpress.runtime.errors import InvalidInputError, require_whole
+from onnxpress.runtime.guards.settings import GuardSettings
 
 MEBIBYTE = 1 << 20
 
@@ -71,20 +72,8 @@ class ServedBundle:
         return self.name or Path(self.path).resolve().name
 
 
-@dataclasses.dataclass(frozen=True)
-class ServedGuard:
-    """A guard (`onnxpress.runtime.guards`): either a text-classification bundle and thresholds, or a callable."""
-
-    name: str
-    bundle: str | None = None
-    variant: str | None = None
-    thresholds: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Of labels of the bundle: a text is stopped where the label's probability is at least that."""
-    callable: str | None = None
-    """`package.module:name`, of a function that takes a text and returns None, or why it is stopped."""
-    on: tuple[str, ...] = ("input", "output")
-    models: tuple[str, ...] = ()
-    """Names of the models it watches; none for all."""
+ServedGuard = GuardSettings
+"""A guard of a server is one as any other; `models` are names of its bundles."""
 
 
 @dataclasses.dataclass(frozen=True)

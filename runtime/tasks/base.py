@@ -33,6 +33,7 @@ def texts_only(texts: Iterable[str]) -> list[str]:
 _TASKS_OF_METHOD = {
     "embed": "feature-extraction",
     "classify": "text-classification",
+    "highest_scores": "text-classification",
     "zero_shot": "zero-shot-classification",
     "rank": "text-ranking",
     "tag": "token-classification",

@@ -13,7 +13,7 @@ from typing import overload
 import numpy as np
 
 from onnxpress.runtime.encoder import Encoder, FloatArray
-from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.errors import InvalidInputError, require_whole
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.tasks.base import TaskModel, texts_only
 from onnxpress.runtime.tasks.scores import scores_of, softmax
@@ -22,6 +22,8 @@ from onnxpress.runtime.tokenizer import TextOrPair, Tokenizer
 
 HYPOTHESIS = "This example is {}."
 """What transformers' zero-shot pipeline asks unless told otherwise."""
+WINDOW_TOKENS = 256
+"""Of a window of `highest_scores`, where the model reads that many."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,6 +76,37 @@ class Classifier(TaskModel):
         rows = yield Work(self.tokenizer.encode([texts] if isinstance(texts, str | tuple) else list(texts)))
         found = [self._classification(row["logits"]) for row in rows]
         return found[0] if one else found
+
+    @in_steps
+    def highest_scores(
+        self, texts: Iterable[str], *, window_tokens: int | None = None
+    ) -> Steps[list[dict[str, float]]]:
+        """Each label's highest score in any part of each text: what is somewhere in a long text is found, and nothing
+        is cut off. Parts of a long text are windows, of which each shares half of its tokens with the next.
+
+        Args:
+            texts: any number of them.
+            window_tokens: of a window, special tokens included, at most the model's maximum; None for 256, at most that
+                maximum. What is said in few words is found best in windows that are not much longer.
+
+        Returns:
+            for each text every label's score, as of `classify`, in the order of the model.
+
+        Raises:
+            InvalidInputError: an item is not a usable text, or `window_tokens` is no such number.
+            ForkError: called in another process than the one that loaded the model.
+        """
+        self.encoder.check_process()
+        longest = self.tokenizer.settings.max_length
+        require_whole("window_tokens", window_tokens, least=8, or_none=True)
+        window = min(window_tokens or WINDOW_TOKENS, longest)
+        encodings = self.tokenizer.encode(texts_only(texts), stride=max(0, window // 2 - 4), max_length=window)
+        windows = [[encoding, *encoding.overflowing] for encoding in encodings]
+        # What has the same tokens, such as the same words in upper and lower case, is read once.
+        distinct = {tuple(part.ids): part for parts in windows for part in parts}
+        rows = yield Work(list(distinct.values()))
+        scores = {ids: scores_of(row["logits"], self.labels.function) for ids, row in zip(distinct, rows, strict=True)}
+        return [self._highest([scores[tuple(part.ids)] for part in parts]) for parts in windows]
 
     @overload
     def zero_shot(  # type: ignore[overload-overlap]
@@ -135,6 +168,10 @@ class Classifier(TaskModel):
         ranked = {self.labels.names[index]: float(scores[index]) for index in order}
         label = self.labels.names[order[0]]
         return Classification(label, ranked[label], ranked)
+
+    def _highest(self, scores: list[FloatArray]) -> dict[str, float]:
+        highest = np.max(np.stack(scores), axis=0)  # NaN where there is one
+        return {name: float(score) for name, score in zip(self.labels.names, highest, strict=True)}
 
     def _entailment(self) -> int:
         """Index of the label that says that the second text follows from the first."""

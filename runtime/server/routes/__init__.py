@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from onnxpress.runtime.server.routes import embeddings, health, models
+from onnxpress.runtime.server.routes import chat, completions, embeddings, health, models
 
-ROUTERS = (embeddings.ROUTER, models.ROUTER, health.ROUTER)
+ROUTERS = (chat.ROUTER, completions.ROUTER, embeddings.ROUTER, models.ROUTER, health.ROUTER)
