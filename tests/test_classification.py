@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,30 @@ def test_what_cannot_be_ranked_is_refused(folder: Path, arguments: Any, options:
     model = serve_in_pytorch(make(folder, "refusing", id2label={0: "LABEL_0"}), "text-ranking")
     with pytest.raises(InvalidInputError, match=message):
         model.rank(*arguments, **options)
+
+
+@pytest.mark.parametrize("window_tokens", [None, 20])
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
+def test_highest_scores_are_those_of_all_windows(folder: Path, problem: str, window_tokens: int | None) -> None:
+    path = make(folder, f"windows {problem}", id2label=LABELS, problem_type=problem)
+    ours = serve_in_pytorch(path, "text-classification")
+    classify = pipeline("text-classification", path, top_k=None)
+    words = [random.Random(seed).choice(("dog", "cat", "order", "not", "was", "?")) for seed in range(300)]
+    texts = ["the order was not sent", " ".join(words), "dog", "DOG"]
+    found = ours.highest_scores(texts, window_tokens=window_tokens)
+    room = (window_tokens or 64) - 2
+    step = room - ((window_tokens or 64) // 2 - 4)
+    # Each word is a token.
+    windows = [" ".join(words[start : start + room]) for start in range(0, len(words) - room + step, step)]
+    assert windows[-1].endswith(" ".join(words[-3:]))
+    for text, scores in zip(texts, found, strict=True):
+        parts = windows if text is texts[1] else [text]
+        expected = [{entry["label"]: entry["score"] for entry in row} for row in classify(parts)]
+        assert list(scores) == list(LABELS.values())
+        for label, score in scores.items():
+            assert score == pytest.approx(max(row[label] for row in expected), abs=1e-5)
+    assert ours.highest_scores([]) == []
+    with pytest.raises(InvalidInputError, match="window_tokens is 4"):
+        ours.highest_scores(texts, window_tokens=4)
+    with pytest.raises(InvalidInputError, match="text 1 is of type tuple"):
+        ours.highest_scores(["a", ("b", "c")])

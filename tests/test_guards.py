@@ -24,6 +24,7 @@ from onnxpress.runtime.errors import (
 from onnxpress.runtime.guards import Decision, Guards, GuardSettings, classifying
 from onnxpress.runtime.guards.calling import CallingGuard
 from onnxpress.runtime.guards.classifying import ClassifyingGuard
+from onnxpress.runtime.guards.normalising import forms, sentences
 from tests.guard_texts import FILLER, LABELS, to_pass, to_stop
 
 THRESHOLDS = dict.fromkeys(LABELS[1:], 0.7)
@@ -124,6 +125,37 @@ def test_a_threshold_is_a_probability_of_its_label(guard_bundle: Path) -> None:
     assert found(weapon=0.6) is None
     # Both are above their thresholds; it is most above that of its own label.
     assert found(weapon=1e-6, **{label: 0.6}) == label
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("plain", ["plain"]),
+        ("Upper", ["Upper", "upper"]),
+        ("Ｗｉｄｅ", ["Ｗｉｄｅ", "wide"]),
+        ("a\u0308 \u200bb", ["a\u0308 \u200bb", "a b"]),
+        ("n o   w a y", ["n o   w a y", "n o   way"]),
+        ("x.y.z", ["x.y.z", "xyz"]),
+        ("see a b c", ["see a b c", "see abc", "see a bc"]),
+        ("1-2-3 or 1.2-3", ["1-2-3 or 1.2-3", "123 or 1.2-3"]),
+        ("你 好", ["你 好", "你好"]),
+        ("가나다 が", ["가나다 が"]),
+        ("\u200b\n", []),
+    ],
+)
+def test_forms_of_a_text(text: str, found: list[str]) -> None:
+    assert forms(text) == found
+
+
+def test_sentences_of_a_text() -> None:
+    assert sentences("Only one sentence.") == []
+    assert sentences("One sentence is here. 这里有一个句子，不太长也不太短。Version 3.14 is out!\nA line") == [
+        "One sentence is here.",
+        "这里有一个句子，不太长也不太短。",
+        "Version 3.14 is out!",
+        "A line",
+    ]
+    assert sentences("No. No. Not at all. Not for any money.") == ["No. No. Not at all.", "Not for any money."]
 
 
 # Callables

@@ -22,6 +22,7 @@ _SPACED = re.compile(rf"(?<![^\W_])[^\W_]({_SEPARATOR}{{1,3}})[^\W_](?:\1[^\W_])
 _HAN = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 _SPACED_HAN = re.compile(rf"(?<={_HAN}){_SEPARATOR}{{1,3}}(?={_HAN})")
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；…])|\n+")
+_SHORTEST = 16
 _WORDS = "ai"
 """English words of one letter: "a i d i o t" is one letter too many for the other."""
 
@@ -29,8 +30,9 @@ _WORDS = "ai"
 def forms(text: str) -> list[str]:
     """The different forms of a text, itself first; none where nothing is in it."""
     plain = normalised(text)
-    found = dict.fromkeys((text, plain, joined(plain), joined(plain, words=_WORDS)))
-    return [form for form in found if form.strip()]
+    if not plain.strip():
+        return []
+    return list(dict.fromkeys((text, plain, joined(plain), joined(plain, words=_WORDS))))
 
 
 def normalised(text: str) -> str:
@@ -54,7 +56,14 @@ def joined(text: str, words: str = "") -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, where it has more than one."""
-    found = [part.strip() for part in _SENTENCE_END.split(text)]
-    found = [part for part in found if part]
-    return found if len(found) > 1 else []
+    """The sentences of a text, where it has more than one; those of less than 16 characters together with the next, so
+    that a text of many tiny ones does not become as many parts."""
+    parts = []
+    short = ""
+    for part in _SENTENCE_END.split(text):
+        short = f"{short} {part}".strip()
+        if len(short) >= _SHORTEST:
+            parts.append(short)
+            short = ""
+    parts += [short] if short else []
+    return parts if len(parts) > 1 else []

@@ -22,8 +22,8 @@ from onnxpress.runtime.tokenizer import TextOrPair, Tokenizer
 
 HYPOTHESIS = "This example is {}."
 """What transformers' zero-shot pipeline asks unless told otherwise."""
-WINDOW_TOKENS = 256
-"""Of a window of `highest_scores`, where the model reads that many."""
+WINDOW_TOKENS = 512
+"""Of a window of `highest_scores`, where the model reads that many. More would only bury what is said in few words."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Classifier(TaskModel):
 
         Args:
             texts: any number of them.
-            window_tokens: of a window, special tokens included, at most the model's maximum; None for 256, at most that
+            window_tokens: of a window, special tokens included, at most the model's maximum; None for 512, at most that
                 maximum. What is said in few words is found best in windows that are not much longer.
 
         Returns:
