@@ -56,8 +56,8 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, user
 @pytest.fixture(scope="session")
 def guard_bundle(tmp_path_factory: pytest.TempPathFactory, user_cache: Path) -> Path:
     """A text-classification bundle that knows the harmful texts of tests/guard_texts.py in English and Chinese."""
+    from examples.training import press, train_classifier
     from tests.guard_texts import training_texts
-    from tests.trained import press, train_classifier
 
     folder = tmp_path_factory.mktemp("trained") / "guard"
     return press(train_classifier(folder, training_texts(), steps=500, layers=2))

@@ -1,4 +1,4 @@
-"""Tiny models that have learned something: trained within seconds, on the CPU, from the texts a test gives.
+"""Tiny models that have learned something: trained within seconds, on the CPU, from the texts they are given.
 
     model = train_classifier(folder, {"complaint": ["the parcel is late", "包裹还没到"], "praise": ["great", "很好"]})
     bundle = press(model)
@@ -10,6 +10,7 @@ others, so unseen sentences of the same words come out right, and nothing more s
 from __future__ import annotations
 
 import functools
+import json
 import random
 import re
 import string
@@ -24,9 +25,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from torch.nn import functional
 
 import onnxpress
-from tests.models import write_json
-from tests.tokenizer_styles import BERT, BERT_PAIR, BERT_TEXT
 
+BERT = {
+    "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",
+}  # fmt: skip
 POSITIONS = 128
 """Tokens that a model reads."""
 _BATCH = 32
@@ -117,18 +119,18 @@ def train_embedder(
     _train(model, lambda: loss(torch.randperm(len(texts))[:_BATCH]), steps)
     _save(model, tokenizer, folder)
     listed = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
-    write_json(
+    _write_json(
         folder / "modules.json",
         [
             {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for index, (path, kind) in enumerate(listed)
         ],
     )
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": positions, "do_lower_case": False})
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": positions, "do_lower_case": False})
     for path in ("1_Pooling", "2_Normalize"):
         (folder / path).mkdir()
     pooling = {"word_embedding_dimension": model.config.hidden_size, "pooling_mode_mean_tokens": True}
-    write_json(folder / "1_Pooling" / "config.json", pooling)
+    _write_json(folder / "1_Pooling" / "config.json", pooling)
     return folder
 
 
@@ -185,8 +187,8 @@ def make_tokenizer(texts: Sequence[str], positions: int = POSITIONS) -> transfor
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     backend.post_processor = processors.TemplateProcessing(
-        single=BERT_TEXT,
-        pair=BERT_PAIR,
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=positions, **BERT)
@@ -242,3 +244,7 @@ def _save(model: Any, tokenizer: transformers.PreTrainedTokenizerFast, folder: P
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
