@@ -42,6 +42,16 @@ def topics() -> Groups:
     return groups
 
 
+def documents() -> Groups:
+    """What questions, and items of a history, are ranked against."""
+    groups: Groups = collections.defaultdict(list)
+    for row in read_rows(DATA / "articles.jsonl", "subject"):
+        groups[row["subject"]].append(article_of(row).text)
+    for row in read_rows(DATA / "items.jsonl", "topic", "title", "text"):
+        groups[f"item: {row['topic']}"].append(f"{row['title']}. {row['text']}")
+    return groups
+
+
 def article_of(row: Row) -> Article:
     """As the customer service reads it."""
     return Article(row["id"], row["language"], row["title"], tuple(row["sentences"]))
@@ -81,40 +91,39 @@ def chats(seed: int = 0) -> list[tuple[Messages, str]]:
 
 TRAINING: dict[str, Callable[[Path], Path]] = {
     "embedder": lambda folder: train_embedder(folder, topics(), steps=300),
-    "reranker": lambda folder: train_reranker(folder, topics(), steps=600),
+    "reranker": lambda folder: train_reranker(
+        folder, topics(), documents(), steps=400, start=folder.with_name("embedder")
+    ),
     "classifier": lambda folder: train_classifier(folder, labelled(DATA / "sentiment.jsonl")),
     "guard": lambda folder: train_classifier(folder, conduct(), steps=200, layers=2),
     "writer": lambda folder: train_writer(folder, chats()),
 }
-"""The bundles, and how their models are trained."""
+"""The bundles and how their models are trained, in this order: the reranker begins as the embedder."""
 
 
-def make_models(output: Path, names: Sequence[str] = tuple(TRAINING)) -> None:
+def make_models(output: Path) -> None:
     """Train and press.
 
     Args:
         output: folder for the bundles; those of the same names there are replaced.
-        names: of bundles to make.
     """
-    output.mkdir(parents=True, exist_ok=True)
     config = onnxpress.ExportConfig(measure="none", variants=("fp32",), force=True, cache=False)
-    for name in names:
-        start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            model = TRAINING[name](Path(folder) / name)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, train in TRAINING.items():
+            start = time.perf_counter()
+            model = train(Path(folder) / name)
             trained = time.perf_counter()
             onnxpress.export(model, output / name, config)
-        pressed = time.perf_counter()
-        print(f"{name}: trained in {trained - start:.0f} s, pressed in {pressed - trained:.0f} s", flush=True)
+            pressed = time.perf_counter()
+            print(f"{name}: trained in {trained - start:.0f} s, pressed in {pressed - trained:.0f} s", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m examples.make_models", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, metavar="FOLDER", default=MODELS)
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(TRAINING), default=list(TRAINING))
     options = parser.parse_args(arguments)
-    return run(lambda: make_models(options.output, options.only), "make_models")
+    return run(lambda: make_models(options.output), "make_models")
 
 
 if __name__ == "__main__":

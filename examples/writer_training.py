@@ -25,17 +25,17 @@ TEMPLATE = (
 _SPECIAL = ["<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
 _TOKENS = 2000
 _CONTEXT = 512
-_BATCH = 8
+_BATCH = 16
 
 
-def train_writer(folder: Path, chats: Sequence[tuple[Messages, str]], *, seed: int = 0, steps: int = 200) -> Path:
+def train_writer(folder: Path, chats: Sequence[tuple[Messages, str]], *, seed: int = 0, steps: int = 220) -> Path:
     """Save a LlamaForCausalLM.
 
     Args:
         folder: where to.
         chats: conversations, and the answer to each.
         seed: of the weights and the order.
-        steps: of 8 conversations.
+        steps: of 16 conversations.
     """
     tokenizer = _tokenizer([text for chat, answer in chats for text in (*(m["content"] for m in chat), answer)])
     examples = [_encode(tokenizer, *chat) for chat in chats]
@@ -43,8 +43,8 @@ def train_writer(folder: Path, chats: Sequence[tuple[Messages, str]], *, seed: i
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=96,
-            intermediate_size=192,
+            hidden_size=64,
+            intermediate_size=128,
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
@@ -56,8 +56,8 @@ def train_writer(folder: Path, chats: Sequence[tuple[Messages, str]], *, seed: i
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for so little, others only wait
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
     draw = random.Random(seed)
     model.train()
     for _ in range(steps):
