@@ -36,6 +36,7 @@ from onnxpress.runtime.tasks.ranking import Reranker
 
 CANDIDATES = 5  # articles that the reranker reads
 BEST = 2  # articles that the writer reads
+MARGIN = 0.05  # of the reranker's score: an article that is further below the best is left out
 TASKS = {
     "embedder": "feature-extraction",
     "reranker": "text-ranking",
@@ -124,7 +125,8 @@ class Assistant:
         nearness = self.vectors[there] @ self.embedder.embed(question)[0]
         candidates = [self.articles[there[i]] for i in (-nearness).argsort()[:CANDIDATES]]
         ranked = self.reranker.rank(question, [article.text for article in candidates], top_k=BEST)
-        return [(candidates[each.index], each.score) for each in ranked if each.score >= self.least_score]
+        least = max(self.least_score, ranked[0].score - MARGIN) if ranked else 0.0
+        return [(candidates[each.index], each.score) for each in ranked if each.score >= least]
 
     def choose(self, question: str, articles: Sequence[Article]) -> str:
         """The sentence of the articles that the writer finds likeliest."""
@@ -208,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--free", action="store_true", help="let the writer use its own words")
     parser.add_argument("--least-score", type=float, default=0.5, help="of the reranker, below it a person takes over")
     parser.add_argument(
-        "--stop", nargs="+", metavar="LABEL=P", default=["insult=0.7", "manipulation=0.7"], help="what the guard stops"
+        "--stop", nargs="+", metavar="LABEL=P", default=["insult=0.9", "manipulation=0.9"], help="what the guard stops"
     )
     parser.add_argument(
         "--rule", metavar="MODULE:NAME", default="examples.rules:no_card_numbers", help="a function that reads answers"

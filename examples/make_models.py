@@ -75,27 +75,27 @@ def conduct() -> Groups:
 
 
 def chats(seed: int = 0) -> list[tuple[Messages, str]]:
-    """Questions with the articles that the writer gets, and the sentence that answers: alone, and with another
-    article before or after."""
+    """Questions with the articles that the writer gets, and the sentence that answers: with one article, and with
+    another before or after."""
     draw = random.Random(seed)
     rows = read_rows(DATA / "articles.jsonl", "language")
     made = []
     for row in rows:
         others = [article_of(other) for other in rows if other["language"] == row["language"] and other is not row]
         for asked in row["asked"]:
-            for other in (None, *draw.sample(others, 2)):
+            for other in (None, draw.choice(others)):
                 articles = [article_of(row)] if other is None else draw.sample([article_of(row), other], 2)
                 made.append((messages_for(asked["question"], articles), row["sentences"][asked["answer"]]))
     return made
 
 
 TRAINING: dict[str, Callable[[Path], Path]] = {
-    "embedder": lambda folder: train_embedder(folder, topics(), steps=300),
+    "embedder": lambda folder: train_embedder(folder, topics(), steps=220),
     "reranker": lambda folder: train_reranker(
         folder, topics(), documents(), steps=400, start=folder.with_name("embedder")
     ),
     "classifier": lambda folder: train_classifier(folder, labelled(DATA / "sentiment.jsonl")),
-    "guard": lambda folder: train_classifier(folder, conduct(), steps=200, layers=2),
+    "guard": lambda folder: train_classifier(folder, conduct(), steps=300, layers=2),
     "writer": lambda folder: train_writer(folder, chats()),
 }
 """The bundles and how their models are trained, in this order: the reranker begins as the embedder."""

@@ -15,7 +15,7 @@ before, by the z-test of two proportions with a pooled share p:
     z = (last - before) / sqrt(p (1 - p) 2 / N)
 
 At `--z` or above, the news have turned bad. A company that was always in bad news gives no alert, and neither does one
-whose news get better. After an alert a company is silent for N headlines, so that one jump is told once.
+whose news get better. After an alert a company's headlines are counted anew, so that one jump is told once.
 """
 
 from __future__ import annotations
@@ -65,7 +65,6 @@ class Watch:
         self.negatives: collections.Counter[str] = collections.Counter()
         self.alerts: collections.Counter[str] = collections.Counter()
         self._latest: dict[str, collections.deque[bool]] = {}
-        self._silent: collections.Counter[str] = collections.Counter()
 
     def add(self, company: str, negative: bool) -> str | None:
         """Count a headline; an alert if there is one."""
@@ -73,15 +72,14 @@ class Watch:
         latest.append(negative)
         self.totals[company] += 1
         self.negatives[company] += negative
-        self._silent[company] -= 1
-        if len(latest) < 2 * self.size or self._silent[company] > 0:
+        if len(latest) < 2 * self.size:
             return None
         values = list(latest)
         before, last = sum(values[: self.size]) / self.size, sum(values[self.size :]) / self.size
         if (z := z_of(before, last, self.size)) < self.least_z:
             return None
         self.alerts[company] += 1
-        self._silent[company] = self.size
+        latest.clear()
         return (
             f"{company}: {last:.0%} of the last {self.size} headlines are negative, "
             f"of the {self.size} before {before:.0%} (z = {z:.1f})"
