@@ -30,13 +30,14 @@ from examples.rows import read_rows
 from onnxpress.runtime.errors import BlockedError, InvalidInputError
 from onnxpress.runtime.generation.constraints import choice
 from onnxpress.runtime.generation.generator import Generator
-from onnxpress.runtime.guards import Guards, GuardSettings
+from onnxpress.runtime.guards.guards import Guards
+from onnxpress.runtime.guards.settings import GuardSettings
 from onnxpress.runtime.tasks.embedding import Embedder
 from onnxpress.runtime.tasks.ranking import Reranker
 
 CANDIDATES = 5  # articles that the reranker reads
 BEST = 2  # articles that the writer reads
-MARGIN = 0.05  # of the reranker's score: an article that is further below the best is left out
+MARGIN = 0.03  # of the reranker's score: an article that is further below the best is left out
 TASKS = {
     "embedder": "feature-extraction",
     "reranker": "text-ranking",

@@ -90,7 +90,7 @@ def chats(seed: int = 0) -> list[tuple[Messages, str]]:
 
 
 TRAINING: dict[str, Callable[[Path], Path]] = {
-    "embedder": lambda folder: train_embedder(folder, topics(), steps=220),
+    "embedder": lambda folder: train_embedder(folder, topics(), steps=300),
     "reranker": lambda folder: train_reranker(
         folder, topics(), documents(), steps=400, start=folder.with_name("embedder")
     ),

@@ -164,6 +164,7 @@ def summarise(watch: Watch, unread: int, counts: QueueCounts) -> None:
 
 def monitor(options: argparse.Namespace) -> None:
     """Load the model, then watch."""
+    lines: Iterable[tuple[str, str]]
     if options.file == Path("-"):
         lines = ((f"stdin, line {number}", line) for number, line in enumerate(sys.stdin, start=1) if line.strip())
     else:
