@@ -62,6 +62,9 @@ def run(program: Callable[[], None], name: str) -> int:
     except onnxpress.OnnxpressError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_status
+    except UnicodeDecodeError as error:
+        print(f"{name}: stdin is not {error.encoding}: {error.reason} at byte {error.start}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `| head`: nobody reads any more, and Python would say so once more when it ends
