@@ -134,7 +134,7 @@ class Monitor:
 
     def _tell(self, headline: Headline, found: Classification) -> None:
         if self.verbose:
-            print(f"{headline.time} {found.label:>8} {found.score:.2f} {headline.text}")
+            print(f"{headline.time} {found.label:>8} {found.score:.2f} {headline.text}", flush=True)
         alert = self.watch.add(headline.company, found.label == self.negative)
         if alert is not None:
             print(f"{headline.time} ALERT {alert}", flush=True)
