@@ -59,8 +59,8 @@ def guard_bundle(tmp_path_factory: pytest.TempPathFactory, user_cache: Path) -> 
     """A text-classification bundle that knows the harmful texts of tests/guard_texts.py in English and Chinese. The
     tests are about guards, not about what so small a model learns, which also hangs on how a processor rounds: of
     several trainings it is the first that tells the texts apart."""
+    from examples.training import press, train_classifier
     from tests.guard_texts import tells_apart, training_texts
-    from tests.trained import press, train_classifier
 
     folder = tmp_path_factory.mktemp("trained")
     for seed in range(6):

@@ -73,7 +73,9 @@ def keys(value: Any, free: set[str]) -> Iterator[str]:
             yield from keys(inner, free)
 
 
-@pytest.mark.parametrize("page", [*sorted(path.name for path in (ROOT / "docs").glob("*.md")), "../README.md"])
+@pytest.mark.parametrize(
+    "page", [*sorted(path.name for path in (ROOT / "docs").glob("*.md")), "../README.md", "../examples/README.md"]
+)
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / "docs" / page
     for target in re.findall(r"\]\(([^)#]+)", path.read_text()):

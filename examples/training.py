@@ -1,4 +1,4 @@
-"""Tiny models that have learned something: trained within seconds, on the CPU, from the texts a test gives.
+"""Tiny models that have learned something: trained within seconds, on the CPU, from the texts they are given.
 
     model = train_classifier(folder, {"complaint": ["the parcel is late", "包裹还没到"], "praise": ["great", "很好"]})
     bundle = press(model)
@@ -10,6 +10,7 @@ others, so unseen sentences of the same words come out right, and nothing more s
 from __future__ import annotations
 
 import functools
+import json
 import random
 import re
 import string
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import tokenizers
 import torch
 import transformers
@@ -24,9 +26,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from torch.nn import functional
 
 import onnxpress
-from tests.models import write_json
-from tests.tokenizer_styles import BERT, BERT_PAIR, BERT_TEXT
 
+BERT = {
+    "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",
+}  # fmt: skip
 POSITIONS = 128
 """Tokens that a model reads."""
 _BATCH = 32
@@ -117,44 +120,72 @@ def train_embedder(
     _train(model, lambda: loss(torch.randperm(len(texts))[:_BATCH]), steps)
     _save(model, tokenizer, folder)
     listed = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
-    write_json(
+    _write_json(
         folder / "modules.json",
         [
             {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for index, (path, kind) in enumerate(listed)
         ],
     )
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": positions, "do_lower_case": False})
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": positions, "do_lower_case": False})
     for path in ("1_Pooling", "2_Normalize"):
         (folder / path).mkdir()
     pooling = {"word_embedding_dimension": model.config.hidden_size, "pooling_mode_mean_tokens": True}
-    write_json(folder / "1_Pooling" / "config.json", pooling)
+    _write_json(folder / "1_Pooling" / "config.json", pooling)
     return folder
 
 
 def train_reranker(
     folder: Path,
     texts_by_topic: Mapping[str, Sequence[str]],
+    documents_by_topic: Mapping[str, Sequence[str]] | None = None,
     *,
     seed: int = 0,
     positions: int = POSITIONS,
     steps: int = 250,
+    start: Path | None = None,
 ) -> Path:
     """Save a cross-encoder that gives a query and a document of the same topic a high score, in whichever languages,
-    and others a low one. Arguments as of `train_classifier`."""
+    and others a low one.
+
+    Args:
+        folder: where to.
+        texts_by_topic: queries, of each topic at least one.
+        documents_by_topic: documents; None for the same texts. To queries of a topic that is not here, none is right.
+        seed: of the weights, and of the order of the texts.
+        positions: tokens that it reads.
+        steps: of 32 pairs.
+        start: a folder of `train_embedder`, of these texts and positions, whose tokens and weights it begins with: with
+            many topics it learns faster, for tokens of a topic are alike already.
+    """
     groups = [list(group) for group in texts_by_topic.values()]
-    tokenizer = make_tokenizer([text for group in groups for text in group], positions)
+    read = texts_by_topic if documents_by_topic is None else documents_by_topic
+    documents = [list(read.get(topic, ())) for topic in texts_by_topic]
+    there = torch.tensor([index for index, group in enumerate(documents) if group])
+    if start is None:
+        tokenizer = make_tokenizer([text for group in (*groups, *documents) for text in group], positions)
+    else:
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(start)
     torch.manual_seed(seed)
-    model = transformers.BertForSequenceClassification(_config(tokenizer, positions, id2label={0: "LABEL_0"}))
+    config = _config(tokenizer, positions, id2label={0: "LABEL_0"})
+    model = transformers.BertForSequenceClassification(config)
+    if start is not None:
+        model.bert.load_state_dict(safetensors.torch.load_file(start / "model.safetensors"), strict=False)
+    # Where a word stands says little. What is not learned about far positions then does no harm.
+    torch.nn.init.zeros_(model.bert.embeddings.position_embeddings.weight)
     # That topics are alike is hard to find for who does not know them yet, so it learns to name both, too.
     naming = torch.nn.Linear(model.config.hidden_size, 2 * len(groups))
 
     def loss() -> torch.Tensor:
-        topics = torch.randint(len(groups), (2, _BATCH))
-        topics[1] = torch.where(torch.arange(_BATCH) % 2 == 1, topics[0], topics[1])
+        topics = torch.stack([torch.randint(len(groups), (_BATCH,)), there[torch.randint(len(there), (_BATCH,))]])
+        same = (torch.arange(_BATCH) % 2 == 1) & torch.isin(topics[0], there)
+        topics[1] = torch.where(same, topics[0], topics[1])
         relevant = (topics[0] == topics[1]).float()
-        sides = [[random.choice(groups[topic]) for topic in side] for side in topics]
-        output = model(**_inputs(tokenizer, *sides), output_hidden_states=True)
+        sides = [
+            [random.choice(texts[topic]) for topic in side]
+            for texts, side in zip((groups, documents), topics, strict=True)
+        ]
+        output = model(**_inputs(tokenizer, *sides, moved=False), output_hidden_states=True)
         named = naming(output.hidden_states[-1][:, 0]).view(-1, 2, len(groups))
         return functional.binary_cross_entropy_with_logits(output.logits[:, 0], relevant) + functional.cross_entropy(
             named.transpose(1, 2), topics.T
@@ -185,8 +216,8 @@ def make_tokenizer(texts: Sequence[str], positions: int = POSITIONS) -> transfor
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     backend.post_processor = processors.TemplateProcessing(
-        single=BERT_TEXT,
-        pair=BERT_PAIR,
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=positions, **BERT)
@@ -208,13 +239,17 @@ def _config(tokenizer: transformers.PreTrainedTokenizerFast, positions: int, **c
     )
 
 
-def _inputs(tokenizer: transformers.PreTrainedTokenizerFast, *texts: list[str]) -> dict[str, torch.Tensor]:
-    """A batch in which some tokens are replaced by random ones, and which begins at a random position."""
+def _inputs(
+    tokenizer: transformers.PreTrainedTokenizerFast, *texts: list[str], moved: bool = True
+) -> dict[str, torch.Tensor]:
+    """A batch in which some tokens are replaced by random ones, and which begins at a random position if `moved`."""
     inputs = dict(tokenizer(*texts, padding=True, truncation=True, return_tensors="pt"))
     ids = inputs["input_ids"]
     special = len(BERT)
     replaced = (torch.rand(ids.shape) < _REPLACED) & (ids >= special)
     inputs["input_ids"] = torch.where(replaced, torch.randint(1, len(tokenizer), ids.shape), ids)
+    if not moved:
+        return inputs
     places = torch.arange(ids.shape[1]) + int(torch.randint(tokenizer.model_max_length - ids.shape[1] + 1, ()))
     places[0] = 0  # the first token is always there
     inputs["position_ids"] = places.expand_as(ids)
@@ -242,3 +277,7 @@ def _save(model: Any, tokenizer: transformers.PreTrainedTokenizerFast, folder: P
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")

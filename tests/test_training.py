@@ -1,4 +1,4 @@
-"""The models of tests/trained.py have learned: they are right about sentences that they have not seen."""
+"""The models of examples/training.py have learned: they are right about sentences that they have not seen."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from examples.training import train_classifier, train_embedder, train_reranker
 from tests.in_pytorch import serve_in_pytorch
-from tests.trained import train_classifier, train_embedder, train_reranker
+
+pytestmark = pytest.mark.slow
 
 TEMPLATES = {
     "parcel": (
