@@ -312,3 +312,34 @@ def test_names_that_are_not_known(models: Path, capsys: pytest.CaptureFixture[st
     assert "there is no item 'tea-1'" in failure(capsys, "recommender", "--models", models, "--history", "tea-1")
     message = failure(capsys, "customer_service", "--models", models, "--stop", "insult", "--", "question")
     assert "--stop is 'insult'" in message
+
+
+# With models that know nothing: what the programs do, whatever models say
+
+
+def given(task_bundles: dict[str, Path], **names: str) -> list[str]:
+    return [part for option, name in names.items() for part in (f"--{option}", str(task_bundles[name]))]
+
+
+def test_what_was_seen_is_not_recommended(task_bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    bundles = given(task_bundles, embedder="embedder", reranker="reranker")
+    assert recommender.main([*bundles, "--history", "coffee-1", "coffee-5", "--candidates", "60", "--top", "60"]) == 0
+    seen, recommended = capsys.readouterr().out.split("Recommended:")
+    items = [row["id"] for row in read_rows(DATA / "items.jsonl", "id")]
+    assert [item for item in items if item in seen] == ["coffee-1", "coffee-5"]
+    assert {item for item in items if re.search(rf"\b{item}\b", recommended)} == {*items} - {"coffee-1", "coffee-5"}
+
+
+def test_every_headline_is_counted(task_bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert news_sentiment.main([*given(task_bundles, classifier="classifier"), "--z", "1e9"]) == 0
+    headlines = read_rows(DATA / "headlines.jsonl", "company")
+    assert f"{len(headlines)} headlines in " in capsys.readouterr().out
+
+
+def test_nothing_is_answered_from_articles_that_do_not_fit(
+    task_bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundles = given(task_bundles, embedder="embedder", reranker="reranker", writer="writer", guard="classifier")
+    assert customer_service.main([*bundles, "--stop", "negative=1", "--least-score", "2", "where is my order?"]) == 0
+    printed = capsys.readouterr().out
+    assert not any(row["title"] in printed for row in read_rows(DATA / "articles.jsonl", "title"))
