@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 
 import pytest
@@ -109,7 +110,7 @@ def test_threads_end_on_close_and_start_again() -> None:
     for _ in range(2):
         assert side_by_side.map(len, [[0], [1, 2]]) == [1, 2]
         side_by_side.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("onnxpress")]
+    assert not [thread for thread in threading.enumerate() if re.fullmatch(r"onnxpress-\d+", thread.name)]
 
 
 def test_many_callers_share_the_workers() -> None:

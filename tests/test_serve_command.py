@@ -23,11 +23,13 @@ from tests.served import embed, serving
 @pytest.fixture(autouse=True)
 def process() -> Iterator[None]:
     """What a server changes of its process."""
-    handler, log = signal.getsignal(signal.SIGTERM), logging.getLogger("onnxpress")
-    level = log.level
+    handler, root, log = signal.getsignal(signal.SIGTERM), logging.getLogger(), logging.getLogger("onnxpress")
+    handlers, levels = [*root.handlers], (root.level, log.level)
     yield
     signal.signal(signal.SIGTERM, handler)
-    log.setLevel(level)
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    log.setLevel(levels[1])
 
 
 def settings(*arguments: str) -> ServerSettings:

@@ -73,6 +73,7 @@ def _serve(folder: Path) -> None:
         listening = socket.socket()
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # of its connections: a reader stalls soon
         listening.bind(("127.0.0.1", 0))
+        listening.listen(64)  # who knows the port may come
         print(listening.getsockname()[1], flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 
