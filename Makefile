@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+# Processes that run tests; each needs about 2 GB of memory.
+TEST_WORKERS ?= 2
 BIN := $(VENV)/bin
 
 # Dependencies change what is installed; the source does not (the install is editable).
@@ -51,7 +53,7 @@ demo: $(VENV)/.installed-export
 	$(BIN)/python tools/demo.py
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
@@ -72,4 +74,4 @@ docs: $(VENV)/.installed-dev
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-	find exporter quantize runtime models src tests tools bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find exporter quantize runtime models src tests tools bench examples -name __pycache__ -type d -prune -exec rm -rf {} +
