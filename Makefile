@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
-# Processes that run tests; each needs about 2 GB of memory.
+# Processes that run tests. Each needs about 2 GB of memory and, with one thread for PyTorch, a core.
 TEST_WORKERS ?= 2
 BIN := $(VENV)/bin
 
@@ -53,7 +53,7 @@ demo: $(VENV)/.installed-export
 	$(BIN)/python tools/demo.py
 
 test: check
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

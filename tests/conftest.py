@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from tests.graphs import Traced
 
 # Machines that run tests are busy: how long an example takes says nothing.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of PyTorch: the other cores have tests of their own
-
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
