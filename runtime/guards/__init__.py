@@ -10,7 +10,13 @@ docs/guards.md says what is guaranteed, and what they do not catch. Knows nothin
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from onnxpress.runtime.guards.settings import GuardSettings, Place
+
+if TYPE_CHECKING:
+    from onnxpress.runtime.guards.guards import Decision, Guards
+    from onnxpress.runtime.guards.watching import OutputWatch
 
 __all__ = ["Decision", "GuardSettings", "Guards", "OutputWatch", "Place"]
 

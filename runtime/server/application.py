@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator
-from typing import Annotated, Literal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import Depends, FastAPI, Request
 
@@ -22,6 +23,9 @@ from onnxpress.runtime.server.registry import Models
 from onnxpress.runtime.server.settings import ServerSettings
 from onnxpress.runtime.server.sharing import threads_of_each
 from onnxpress.runtime.server.traces import Traces
+
+if TYPE_CHECKING:
+    from onnxpress.runtime.server.watching import Watch
 
 
 @dataclasses.dataclass
@@ -76,20 +80,13 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
     )
     service = Service(settings, loaded, metrics, guards, traces=traces)
     watch = Watch(service)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(watch.keep())
-        async with keeping_house():
-            yield
-        watching.cancel()
-        loaded.close(timeout=settings.drain_seconds)
-        watch.refresh()
-        if traces is not None:
-            await asyncio.to_thread(traces.close)
-        guards.close(timeout=settings.drain_seconds)
-
     app = FastAPI(
+        title="onnxpress",
+        version=onnxpress.__version__,
+        lifespan=_lifespan(service, watch),
+        docs_url=None,
+        redoc_url=None,
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
         # It would tell OpenTelemetry paths, queries and bodies that are no use; traces.py does without.
         telemetry={
             "tracing": False,
@@ -98,12 +95,6 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
             "operation_spans": False,
             "auto_configure": False,
         },
-        title="onnxpress",
-        version=onnxpress.__version__,
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     app.state.service, app.state.watch = service, watch
     add_middleware(app, keys)
@@ -112,3 +103,22 @@ def create_app(settings: ServerSettings, models: Models | None = None) -> FastAP
         app.include_router(router)
     add_document(app, with_keys=bool(keys))
     return app
+
+
+def _lifespan(service: Service, watch: Watch) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """What goes on beside requests, and the end, when there are none."""
+
+    @contextlib.asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(watch.keep())
+        async with keeping_house():
+            yield
+        watching.cancel()
+        seconds = service.settings.drain_seconds
+        service.models.close(timeout=seconds)
+        watch.refresh()
+        if service.traces is not None:
+            await asyncio.to_thread(service.traces.close)
+        service.guards.close(timeout=seconds)
+
+    return life
