@@ -195,7 +195,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     **_documented(
         429,
         "Too many requests wait. `Retry-After` says in how many seconds the same one may work.",
-        "1024 sequences are waiting and 1024 may; try again later",
+        "512 sequences are waiting and 512 may; try again later",
         "rate_limit_error",
         "queue_full",
     ),

@@ -32,7 +32,7 @@ class Limits:
     tokens: int = 131_072
     """Of all texts of a request together, after they were cut to what the model reads; of text generation, of prompts
     and answers (400)."""
-    waiting: int = 1024
+    waiting: int = 512
     """Sequences that wait, for each model (429)."""
     streams: int = 64
     """Answers that are streamed at once (429)."""
