@@ -13,9 +13,10 @@ import tokenizers
 
 from onnxpress.exporter.synthetic import synthetic_sequences
 from onnxpress.runtime.data.lines import BLOCK
-from onnxpress.runtime.encoder import Encoded, Feeds, pad
+from onnxpress.runtime.encoder import Feeds, pad
 from onnxpress.runtime.evaluation.fill_mask import GAP
 from onnxpress.runtime.manifest import MaskSettings, TaskSettings, Tensor
+from onnxpress.runtime.token_sequences import Encoded
 from onnxpress.runtime.tokenizer import Tokenizer
 
 MOST_TOKENS = 65_536

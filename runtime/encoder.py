@@ -7,7 +7,7 @@ are compared (`exporter/baseline.py`), over the same tokens.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +24,7 @@ from onnxpress.runtime.providers.placement import placement_of
 from onnxpress.runtime.session import inference_error, make_session
 from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.shared_weights import model_to_open
+from onnxpress.runtime.token_sequences import Encoded
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -31,20 +32,6 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 Feeds = dict[str, IntArray]
-
-
-class Encoded(Protocol):
-    """A sequence of tokens, such as a `tokenizers.Encoding`."""
-
-    @property
-    def ids(self) -> list[int]:
-        """Token ids, special ones included."""
-
-    @property
-    def type_ids(self) -> list[int]:
-        """The segment of each token."""
-
-    def __len__(self) -> int: ...
 
 
 class Graph(Protocol):
@@ -127,26 +114,6 @@ class SessionGraph:
             if self._narrow is None:
                 self._narrow = self._open(threads=1)
             return self._narrow
-
-
-class PackedTokens:
-    """What the graph needs of an encoding, in some 2 kB where the tokenizer's own object takes 50: that keeps the text
-    of each token, and windows of what was cut off. Of calls that wait there are many."""
-
-    __slots__ = ("ids", "type_ids")
-
-    def __init__(self, encoding: Encoded) -> None:
-        # Arrays serve the graph's inputs as lists do.
-        self.ids: Any = np.array(encoding.ids, np.int32)
-        self.type_ids: Any = np.array(encoding.type_ids, np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-def packed(encodings: Iterable[Encoded]) -> list[PackedTokens]:
-    """For tasks that need nothing else of them afterwards."""
-    return [PackedTokens(encoding) for encoding in encodings]
 
 
 class Encoder:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError, first_line
 from onnxpress.runtime.manifest import TokenizerSettings
+from onnxpress.runtime.token_sequences import Cut, Frame, PackedTokens, Side, TokenSequence, cut_ids, kept_lengths
 from onnxpress.runtime.tokenizer_checks import is_of_library, read_tokenizer_file, tokenizing
 
 if TYPE_CHECKING:
@@ -23,53 +23,12 @@ INLINE_CHARACTERS = 4000
 """Up to here an event loop tokenizes by itself: it takes about as long as handing it over."""
 
 TextOrPair = str | tuple[str, str]
-Cut = Literal["longest_first", "only_first", "only_second"]
-"""Which text of a pair loses tokens when both together are too long."""
-Side = Literal["left", "right"]
-"""Where a text that is too long loses tokens."""
 
+_CHUNK = 256  # texts
 _LONG_PAIR = 4
 """Characters of a pair for each token that the model reads, beyond which the library is not asked to cut it: it makes
 windows of what it cuts off, and of a pair every window of one text with every window of the other."""
 _SAMPLE = "a 1 \u4e2d"  # of which every tokenizer makes a token
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TokenSequence:
-    """Tokens of a text or pair of texts, special ones included."""
-
-    ids: list[int]
-    type_ids: list[int]
-    """The segment of each token."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Frame:
-    """What stands around the tokens of a text, or of two."""
-
-    special: list[list[tuple[int, int]]]
-    """Special tokens, each with its segment: before the first text, after it, and after the second."""
-    segments: list[int]
-    """Of the tokens of each text."""
-
-    @property
-    def special_tokens(self) -> int:
-        return sum(map(len, self.special))
-
-    def ids(self, place: int) -> list[int]:
-        return [token for token, _ in self.special[place]]
-
-    def fill(self, parts: Sequence[list[int]]) -> TokenSequence:
-        ids, types = self.ids(0), [segment for _, segment in self.special[0]]
-        for part, segment, after in zip(parts, self.segments, self.special[1:], strict=True):
-            ids += part
-            types += [segment] * len(part)
-            ids += [token for token, _ in after]
-            types += [kind for _, kind in after]
-        return TokenSequence(ids, types)
 
 
 class Tokenizer:
@@ -136,6 +95,20 @@ class Tokenizer:
                 return self._encode(prepared, (cut, stride or 0, most, side), stride)
             return self._join(prepared, cut, most, side)
 
+    def encode_packed(
+        self, texts: Sequence[TextOrPair], cut: Cut | None = "longest_first", side: Side | None = None
+    ) -> list[PackedTokens]:
+        """`encode` for those who need nothing but ids, of any number of texts: never more than `_CHUNK` of the
+        library's objects at once."""
+        made: list[PackedTokens] = []
+        try:
+            for start in range(0, len(texts), _CHUNK):
+                made += map(PackedTokens, self.encode(texts[start : start + _CHUNK], cut, side=side))
+        except InvalidInputError:
+            self.encode(texts, cut, side=side)  # fails as well, and counts from the first text
+            raise
+        return made
+
     def encode_ids(self, sequences: Iterable[Sequence[int]]) -> list[TokenSequence]:
         """Texts that are tokens already, as `encode` would have them of a text: with the special tokens that a text
         gets, cut to the maximum length.
@@ -156,7 +129,7 @@ class Tokenizer:
             special = len(opening) + len(closing)
             if special and len(ids) >= special and ids[: len(opening)] == opening and _ends_with(ids, closing):
                 ids = ids[len(opening) : len(ids) - len(closing)]
-            made.append(frame.fill([_cut(ids, max(1, self.settings.max_length - special), self._side)]))
+            made.append(frame.fill([cut_ids(ids, max(1, self.settings.max_length - special), self._side)]))
         return made
 
     def _check_ids(self, index: int, ids: Sequence[int]) -> None:
@@ -172,7 +145,7 @@ class Tokenizer:
                     f"{self.backend.get_vocab_size():,} tokens: is the text tokenized with that of another model?"
                 )
 
-    def _frame(self, *, pairs: bool) -> _Frame:
+    def _frame(self, *, pairs: bool) -> Frame:
         # Two texts and what stands around them may be more than the model reads.
         backend = self._backend(None if pairs else self._usual)
         with tokenizing():
@@ -185,7 +158,7 @@ class Tokenizer:
             elif part == len(segments):  # the first token of a text
                 segments.append(segment)
                 special.append([])
-        return _Frame(special, segments)
+        return Frame(special, segments)
 
     def _cut_here(self, prepared: Sequence[TextOrPair], cut: Cut, most: int) -> bool:
         """Whether pairs among the texts are cut by us and not by the library."""
@@ -212,7 +185,7 @@ class Tokenizer:
             room = most - frame.special_tokens
             if sum(map(len, parts)) > room:
                 kept = self._kept(index, [len(part) for part in parts], room, cut)
-                parts = [_cut(part, count, side) for part, count in zip(parts, kept, strict=True)]
+                parts = [cut_ids(part, count, side) for part, count in zip(parts, kept, strict=True)]
             made.append(frame.fill(parts))
         return made
 
@@ -226,7 +199,7 @@ class Tokenizer:
             )
         if len(lengths) == 1:
             return [room]
-        kept = _lengths(lengths[0], lengths[1], room, cut)
+        kept = kept_lengths(lengths[0], lengths[1], room, cut)
         if kept is None:
             raise InvalidInputError(self._no_room(index, cut))
         return kept
@@ -328,10 +301,6 @@ def _encode_one(backend: tokenizers.Tokenizer, text: TextOrPair, special: bool) 
     return backend.encode(*texts, add_special_tokens=special)
 
 
-def _cut(ids: list[int], count: int, side: Side) -> list[int]:
-    return ids[:count] if side == "right" else ids[max(0, len(ids) - count) :]
-
-
 def _ends_with(ids: list[int], end: list[int]) -> bool:
     return ids[len(ids) - len(end) :] == end
 
@@ -341,20 +310,6 @@ def prompt_length(tokenizer: tokenizers.Tokenizer, prompt: str) -> int:
     special token."""
     special = tokenizer.encode(prompt).special_tokens_mask
     return len(special) - 1 if special and special[-1] else len(special)
-
-
-def _lengths(first: int, second: int, room: int, cut: Cut) -> tuple[int, int] | None:
-    """Tokens that are kept of two texts that do not fit together, as the library counts them; None where the text that
-    is cut would lose all."""
-    if cut == "only_first":
-        return (room - second, second) if room > second else None
-    if cut == "only_second":
-        return (first, room - first) if room > first else None
-    shorter, longer = sorted((first, second))
-    longer = shorter if shorter > room else max(shorter, room - shorter)
-    if shorter + longer > room:
-        shorter, longer = room // 2, room - room // 2
-    return (shorter, longer) if first <= second else (longer, shorter)
 
 
 def _unencodable(texts: Sequence[TextOrPair]) -> str:

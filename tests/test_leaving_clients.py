@@ -15,13 +15,13 @@ from fastapi.responses import StreamingResponse
 
 import onnxpress
 from onnxpress.runtime.call_queue import CallQueue
-from onnxpress.runtime.encoder import PackedTokens
 from onnxpress.runtime.generation.engine import EngineState
 from onnxpress.runtime.queue_counts import QueueCounts
 from onnxpress.runtime.runner import BatchingRunner
 from onnxpress.runtime.server import Limits, ServerSettings, create_app
 from onnxpress.runtime.server.limits import RequestLimits
 from onnxpress.runtime.server.registry import Models, ServedModel
+from onnxpress.runtime.token_sequences import PackedTokens
 from tests.live_server import LiveServer, read_answer, request, serve, until
 from tests.tiny_generator import make_bundle, opening
 

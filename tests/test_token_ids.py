@@ -18,7 +18,8 @@ from onnxpress.runtime import tokenizer as module
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import TokenizerSettings
 from onnxpress.runtime.runner import BatchingRunner
-from onnxpress.runtime.tokenizer import Cut, Side, Tokenizer
+from onnxpress.runtime.token_sequences import Cut, Side
+from onnxpress.runtime.tokenizer import Tokenizer
 from tests import tokenizer_styles as styles
 from tests.served_models import make_bundle
 
@@ -110,6 +111,24 @@ def test_ids_of_a_text_are_read_as_the_text(made: Tokenizer, text: str) -> None:
 def test_ids_that_are_none_are_refused(made: Tokenizer, ids: list[Any], sentence: str) -> None:
     with pytest.raises(InvalidInputError, match=sentence):
         made.encode_ids([[1], ids])
+
+
+def test_many_texts_are_packed_in_chunks(made: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[Any] = [f"the cat {'dog ' * (number % 9)}" for number in range(23)]
+    whole, most, encode = made.encode(texts), 0, made.encode
+
+    def counted(part: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal most
+        most = max(most, len(part))
+        return encode(part, *arguments, **options)
+
+    monkeypatch.setattr(module, "_CHUNK", 5)
+    monkeypatch.setattr(made, "encode", counted)
+    packed = made.encode_packed(texts)
+    assert most == 5
+    assert [([*one.ids], [*one.type_ids]) for one in packed] == [(one.ids, one.type_ids) for one in whole]
+    with pytest.raises(InvalidInputError, match="text 12 is of type int"):
+        made.encode_packed([*texts[:12], 12, *texts])
 
 
 def test_text_is_cut_where_the_tokenizer_cuts(tmp_path: Path) -> None:

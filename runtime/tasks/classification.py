@@ -12,12 +12,13 @@ from typing import overload
 
 import numpy as np
 
-from onnxpress.runtime.encoder import Encoder, FloatArray, packed
+from onnxpress.runtime.encoder import Encoder, FloatArray
 from onnxpress.runtime.errors import InvalidInputError, require_whole
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.tasks.base import TaskModel, texts_only
 from onnxpress.runtime.tasks.scores import scores_of, softmax
 from onnxpress.runtime.tasks.steps import Steps, Work, in_steps
+from onnxpress.runtime.token_sequences import PackedTokens
 from onnxpress.runtime.tokenizer import TextOrPair, Tokenizer
 
 HYPOTHESIS = "This example is {}."
@@ -73,7 +74,7 @@ class Classifier(TaskModel):
         """
         self.encoder.check_process()
         one = isinstance(texts, str | tuple)
-        rows = yield Work(packed(self.tokenizer.encode([texts] if isinstance(texts, str | tuple) else list(texts))))
+        rows = yield Work(self.tokenizer.encode_packed([texts] if isinstance(texts, str | tuple) else list(texts)))
         found = [self._classification(row["logits"]) for row in rows]
         return found[0] if one else found
 
@@ -104,7 +105,7 @@ class Classifier(TaskModel):
         windows = [[encoding, *encoding.overflowing] for encoding in encodings]
         # What has the same tokens, such as the same words in upper and lower case, is read once.
         distinct = {tuple(part.ids): part for parts in windows for part in parts}
-        rows = yield Work(packed(list(distinct.values())))
+        rows = yield Work([PackedTokens(part) for part in distinct.values()])
         scores = {ids: scores_of(row["logits"], self.labels.function) for ids, row in zip(distinct, rows, strict=True)}
         return [self._highest([scores[tuple(part.ids)] for part in parts]) for parts in windows]
 
@@ -149,7 +150,7 @@ class Classifier(TaskModel):
         hypotheses = _hypotheses(labels, hypothesis)
         items = texts_only([texts] if isinstance(texts, str) else texts)
         pairs = [(text, sentence) for text in items for sentence in hypotheses]
-        rows = yield Work(packed(self.tokenizer.encode(pairs, cut="only_first")))
+        rows = yield Work(self.tokenizer.encode_packed(pairs, cut="only_first"))
         if not rows:
             return []
         # [texts, labels, entailment / neutral / contradiction]

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from onnxpress.runtime.encoder import Encoded, Encoder, FloatArray, packed
+from onnxpress.runtime.encoder import Encoder, FloatArray
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.tasks.base import TaskModel, texts_only
 from onnxpress.runtime.tasks.steps import Steps, Work, in_steps
+from onnxpress.runtime.token_sequences import Encoded
 from onnxpress.runtime.tokenizer import Tokenizer
 
 
@@ -55,7 +56,7 @@ class Embedder(TaskModel):
             return np.zeros((0, self.embedding.dimension), np.float32)
         if prefix:
             items = [prefix + text for text in items]
-        encodings = packed(self.tokenizer.encode(items))
+        encodings = self.tokenizer.encode_packed(items)
         skipped = self.tokenizer.prompt_length(prefix) if prefix and not self.embedding.include_prompt else 0
         return (yield from self._vectors(encodings, skipped))
 
@@ -75,7 +76,7 @@ class Embedder(TaskModel):
             ForkError: called in another process than the one that loaded the model.
         """
         self.encoder.check_process()
-        encodings = packed(self.tokenizer.encode_ids(sequences))
+        encodings = self.tokenizer.encode_ids(sequences)
         if not encodings:
             return np.zeros((0, self.embedding.dimension), np.float32)
         return (yield from self._vectors(encodings, 0))

@@ -7,13 +7,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from onnxpress.runtime.encoder import Encoder, FloatArray, packed
+from onnxpress.runtime.encoder import Encoder, FloatArray
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.tasks.base import TaskModel
 from onnxpress.runtime.tasks.scores import FUNCTIONS, ScoreFunction, scores_of
 from onnxpress.runtime.tasks.steps import Steps, Work, in_steps
-from onnxpress.runtime.tokenizer import Side, Tokenizer
+from onnxpress.runtime.token_sequences import Side
+from onnxpress.runtime.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,8 +105,7 @@ class Reranker(TaskModel):
                 raise InvalidInputError(
                     f"item {index} is of type {type(item).__name__}; give tuples of query and document"
                 )
-        encodings = self.tokenizer.encode(items, "longest_first" if truncate else None, side=side)
-        rows = yield Work(packed(encodings))
+        rows = yield Work(self.tokenizer.encode_packed(items, "longest_first" if truncate else None, side))
         if not rows:
             return np.zeros((0, len(self.labels.names)), np.float32)
         return np.stack([row["logits"] for row in rows])

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from onnxpress.runtime.encoder import Encoded
+    from onnxpress.runtime.token_sequences import Encoded
 
 P = ParamSpec("P")
 R = TypeVar("R")
