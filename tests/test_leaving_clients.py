@@ -68,7 +68,7 @@ def test_the_texts_of_a_client_that_left_leave_the_queue(embedding: Embedding) -
     with contextlib.ExitStack() as stack:
         stays = stack.enter_context(embedding.live.connect())
         stays.sendall(embed("runs"))
-        until(lambda: embedding.counts.running)
+        until(lambda: embedding.counts.running and not embedding.counts.waiting)
         with embedding.live.connect() as leaves:
             leaves.sendall(embed("one", "two", "three"))
             until(lambda: embedding.counts.waiting == 3)
@@ -83,7 +83,7 @@ def test_many_clients_that_leave_make_room_for_one_that_stays(embedding: Embeddi
     with embedding.live.connect() as stays, contextlib.ExitStack() as stack:
         first = stack.enter_context(embedding.live.connect())
         first.sendall(embed("runs"))
-        until(lambda: embedding.counts.running)
+        until(lambda: embedding.counts.running and not embedding.counts.waiting)
         for number in range(LIMITS.waiting):
             stack.enter_context(embedding.live.connect()).sendall(embed(f"text {number}"))
         until(lambda: embedding.counts.waiting == LIMITS.waiting)
@@ -139,7 +139,7 @@ def test_texts_that_wait_take_little_memory(embedding: Embedding) -> None:
     """The tokenizer's own objects keep the text of each token, and what was cut off."""
     with embedding.live.connect() as first, embedding.live.connect() as second:
         first.sendall(embed("runs"))
-        until(lambda: embedding.counts.running)
+        until(lambda: embedding.counts.running and not embedding.counts.waiting)
         second.sendall(embed("waits " * 100))
         until(lambda: embedding.counts.waiting)
         queue = embedding.runner._serving
