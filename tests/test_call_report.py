@@ -144,7 +144,7 @@ def test_what_did_not_run_has_no_time_of_it(new_runner: Callable[..., BatchingRu
     graph.hold()
     threads = [threading.Thread(target=runner.embed, args=("w1",))]
     threads[0].start()
-    until(lambda: counts(runner).running > 0)
+    until(lambda: counts(runner).running > 0 and not counts(runner).waiting)
     with pytest.raises(DeadlineExceededError):
         runner.within(HELD, late).embed("w2")
     graph.open.set()
