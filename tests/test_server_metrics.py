@@ -18,6 +18,7 @@ from onnxpress.runtime.server.calls import AnswerReport
 from onnxpress.runtime.server.metrics import Metrics
 from onnxpress.runtime.server.registry import Models, ServedModel
 from onnxpress.runtime.server.request_record import RequestRecord
+from onnxpress.runtime.server.settings import Limits
 from onnxpress.runtime.server.watching import resident_bytes
 from tests.gated_app import Samples, app, ask, embed, gated_app, graph, samples, scrape, value
 from tests.gated_graph import SECONDS, GatedGraph, until
@@ -50,7 +51,7 @@ def test_requests_are_counted_by_route_status_and_model(app: FastAPI) -> None:
         assert value(found, f"{name}_seconds_count", model="words") == 2
     assert value(found, "run_seconds_sum", model="words") > 0
     assert value(found, "requests_in_flight") == 1  # this one
-    assert value(found, "queue_limit", model="words") == 1024
+    assert value(found, "queue_limit", model="words") == Limits().waiting
     labels = {"task": "feature-extraction", "variant": "fp32", "provider": "CPUExecutionProvider", "version": "0.2.0"}
     assert value(found, "model_info", model="words", **labels) == 1
     assert value(found, "newest_worker_start_seconds") > 1e9

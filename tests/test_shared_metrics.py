@@ -18,6 +18,7 @@ from tests.gated_app import samples, value
 ROOT = Path(__file__).parent.parent
 WORKER = """
 import json, sys, prometheus_client
+from onnxpress.runtime.server.settings import Limits
 from onnxpress.runtime.server import ServerSettings, create_app
 from tests.gated_app import ask, embed
 
@@ -79,7 +80,7 @@ def test_any_worker_gives_the_sum_over_all(workers: list[Worker], tmp_path: Path
     assert value(found, "batch_seconds_count", model="tiny") == 3
     assert value(found, "request_seconds_bucket", route="/v1/embeddings", model="tiny", le="+Inf") == 3
     assert value(found, "ready_workers") == 2
-    assert value(found, "queue_limit", model="tiny") == 2 * 1024
+    assert value(found, "queue_limit", model="tiny") == 2 * Limits().waiting
     assert len([labels for name, labels in found if name == "model_info"]) == 1
 
     os.kill(first.process.pid, signal.SIGKILL)
