@@ -18,9 +18,9 @@ from tests.gated_app import samples, value
 ROOT = Path(__file__).parent.parent
 WORKER = """
 import json, sys, prometheus_client
-from onnxpress.runtime.server.settings import Limits
 from onnxpress.runtime.server import ServerSettings, create_app
 from tests.gated_app import ask, embed
+from onnxpress.runtime.server.settings import Limits
 
 app = create_app(ServerSettings.of(["tiny=" + sys.argv[1]]))
 for line in sys.stdin:
