@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import pytest
 
+from onnxpress.runtime.server.settings import Limits
 from tests.gated_app import samples, value
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +21,6 @@ WORKER = """
 import json, sys, prometheus_client
 from onnxpress.runtime.server import ServerSettings, create_app
 from tests.gated_app import ask, embed
-from onnxpress.runtime.server.settings import Limits
 
 app = create_app(ServerSettings.of(["tiny=" + sys.argv[1]]))
 for line in sys.stdin:
