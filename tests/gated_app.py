@@ -109,13 +109,6 @@ def lines() -> Iterator[Lines]:
 
 
 @pytest.fixture
-def graph() -> Iterator[GatedGraph]:
-    graph = GatedGraph()
-    yield graph
-    graph.open.set()
-
-
-@pytest.fixture
 def app(tmp_path: Path, graph: GatedGraph) -> Iterator[FastAPI]:
     app = gated_app(tmp_path, graph)
     yield app

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from onnxpress.runtime.encoder import Encoder, Feeds
 from onnxpress.runtime.manifest import EmbeddingSettings, TaskSettings, Tensor, TokenizerSettings
+from onnxpress.runtime.runner import BatchingRunner
 from onnxpress.runtime.tasks import Embedder
 from onnxpress.runtime.tokenizer import Tokenizer
 
@@ -78,3 +81,24 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "this never came"
         time.sleep(0.001)
+
+
+@pytest.fixture
+def graph() -> Iterator[GatedGraph]:
+    graph = GatedGraph()
+    yield graph
+    graph.open.set()
+
+
+@pytest.fixture
+def new_runner(graph: GatedGraph, tmp_path: Path) -> Iterator[Callable[..., BatchingRunner]]:
+    runners: list[BatchingRunner] = []
+
+    def make(**options: Any) -> BatchingRunner:
+        runners.append(BatchingRunner(make_model(tmp_path, graph), **options))
+        return runners[-1]
+
+    yield make
+    graph.open.set()
+    for runner in runners:
+        assert runner.close(timeout=SECONDS)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.browser import open_browser
 from tests.served import serving
 from tests.served_models import NAMES, make_bundles
 
@@ -79,3 +82,21 @@ def ask(box: Any, button: str) -> None:
     """Send the box's form and wait for the answer."""
     box.get_by_role("button", name=button, exact=True).click()
     box.get_by_text(re.compile("^Answered in")).wait_for()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    # After the browser, which may not be there: then there is nothing to serve.
+    with serving_all(tmp_path_factory.mktemp("served")) as url:
+        yield url
+
+
+@pytest.fixture
+def visit(browser: Any, server: str) -> Callable[..., Visit]:
+    return lambda **settings: Visit(browser, server, **settings)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,9 @@ from onnxpress.runtime.queue_counts import QueueCounts
 from onnxpress.runtime.runner import BatchingRunner
 from onnxpress.runtime.tasks import Embedder
 from onnxpress.runtime.tokenizer import Tokenizer
-from tests.gated_graph import SECONDS, WORDS, GatedGraph, make_model, until, vector
+from tests.gated_graph import SECONDS, WORDS, GatedGraph, graph, make_model, new_runner, until, vector
+
+__all__ = ["graph", "new_runner"]  # fixtures
 
 
 class Threads:
@@ -64,27 +66,6 @@ class Threads:
             thread.join(SECONDS)
             assert not thread.is_alive()
         return self.results
-
-
-@pytest.fixture
-def graph() -> Iterator[GatedGraph]:
-    graph = GatedGraph()
-    yield graph
-    graph.open.set()
-
-
-@pytest.fixture
-def new_runner(graph: GatedGraph, tmp_path: Path) -> Iterator[Callable[..., BatchingRunner]]:
-    runners: list[BatchingRunner] = []
-
-    def make(**options: Any) -> BatchingRunner:
-        runners.append(BatchingRunner(make_model(tmp_path, graph), **options))
-        return runners[-1]
-
-    yield make
-    graph.open.set()
-    for runner in runners:
-        assert runner.close(timeout=SECONDS)
 
 
 def counts(runner: BatchingRunner) -> QueueCounts:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,30 +14,11 @@ from onnxpress.runtime.call_report import BatchReport, CallReport
 from onnxpress.runtime.errors import DeadlineExceededError, InvalidInputError, QueueFullError
 from onnxpress.runtime.queue_counts import QueueCounts
 from onnxpress.runtime.runner import BatchingRunner
-from tests.gated_graph import SECONDS, GatedGraph, make_model, until
+from tests.gated_graph import SECONDS, GatedGraph, graph, new_runner, until
+
+__all__ = ["graph", "new_runner"]  # fixtures
 
 HELD = 0.05  # seconds that a graph is held
-
-
-@pytest.fixture
-def graph() -> Iterator[GatedGraph]:
-    graph = GatedGraph()
-    yield graph
-    graph.open.set()
-
-
-@pytest.fixture
-def new_runner(graph: GatedGraph, tmp_path: Path) -> Iterator[Callable[..., BatchingRunner]]:
-    runners: list[BatchingRunner] = []
-
-    def make(**options: Any) -> BatchingRunner:
-        runners.append(BatchingRunner(make_model(tmp_path, graph), **options))
-        return runners[-1]
-
-    yield make
-    graph.open.set()
-    for runner in runners:
-        assert runner.close(timeout=SECONDS)
 
 
 Embed = Callable[[Any, CallReport], Any]

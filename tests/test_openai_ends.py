@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -15,23 +14,9 @@ from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.server.calls import Call
 from onnxpress.runtime.server.errors import RequestError
 from tests.text_client import ASKED, CHAT, LONG, ask, chat, held, post, text_of, until
-from tests.text_server import text_app
+from tests.text_server import app, generator, served
 
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Generator]]:
-    with text_app(tmp_path_factory.mktemp("bundle")) as both:
-        yield both
-
-
-@pytest.fixture
-def app(served: tuple[Any, Generator]) -> Any:
-    return served[0]
-
-
-@pytest.fixture
-def generator(served: tuple[Any, Generator]) -> Generator:
-    return served[1]
+__all__ = ["app", "generator", "served"]  # fixtures
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.server import Limits
 from tests.text_client import ASKED, CHAT, TEXT, chat, complete, held, post
-from tests.text_server import text_app
+from tests.text_server import app, generator, served, text_app
 
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Generator]]:
-    with text_app(tmp_path_factory.mktemp("bundle")) as both:
-        yield both
-
-
-@pytest.fixture
-def app(served: tuple[Any, Generator]) -> Any:
-    return served[0]
-
-
-@pytest.fixture
-def generator(served: tuple[Any, Generator]) -> Generator:
-    return served[1]
+__all__ = ["app", "generator", "served"]  # fixtures
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import pytest
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.generation.requests import Generation
 from tests.text_client import ASKED, chat, complete, post, text_of
-from tests.text_server import text_app
+from tests.text_server import app, generator, served, text_app
+
+__all__ = ["app", "generator", "served"]  # fixtures
 
 SCHEMA = {
     "type": "object",
@@ -21,22 +23,6 @@ SCHEMA = {
     "required": ["kind", "count"],
     "additionalProperties": False,
 }
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Generator]]:
-    with text_app(tmp_path_factory.mktemp("bundle")) as both:
-        yield both
-
-
-@pytest.fixture
-def app(served: tuple[Any, Generator]) -> Any:
-    return served[0]
-
-
-@pytest.fixture
-def generator(served: tuple[Any, Generator]) -> Generator:
-    return served[1]
 
 
 def all_of(answer: Generation) -> list[Generation]:

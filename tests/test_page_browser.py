@@ -9,34 +9,17 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.browser import open_browser
-from tests.page_visits import TASKS, Visit, ask, serving_all
+from tests.page_visits import TASKS, Visit, ask, browser, server, visit
+
+__all__ = ["browser", "server", "visit"]  # fixtures
 
 HOSTILE = '<img src="x" onerror="alert(1)"><script>alert(2)</script>'
 WIDTHS = (1280, 820, 390)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    # After the browser, which may not be there: then there is nothing to serve.
-    with serving_all(tmp_path_factory.mktemp("served")) as url:
-        yield url
-
-
-@pytest.fixture
-def visit(browser: Any, server: str) -> Callable[..., Visit]:
-    return lambda **settings: Visit(browser, server, **settings)
 
 
 # What must not happen

@@ -19,8 +19,8 @@ from starlette.requests import ClientDisconnect
 
 from onnxpress.runtime.errors import InvalidInputError, ProviderError
 from onnxpress.runtime.server.logs import configure_logs, exception_text
-from tests.gated_app import Lines, app, ask, client, embed, graph, lines
-from tests.gated_graph import GatedGraph
+from tests.gated_app import Lines, app, ask, client, embed, lines
+from tests.gated_graph import GatedGraph, graph
 
 __all__ = ["app", "graph", "lines"]  # fixtures
 

@@ -20,8 +20,8 @@ from onnxpress.runtime.server.registry import Models, ServedModel
 from onnxpress.runtime.server.request_record import RequestRecord
 from onnxpress.runtime.server.settings import Limits
 from onnxpress.runtime.server.watching import resident_bytes
-from tests.gated_app import Samples, app, ask, embed, gated_app, graph, samples, scrape, value
-from tests.gated_graph import SECONDS, GatedGraph, until
+from tests.gated_app import Samples, app, ask, embed, gated_app, samples, scrape, value
+from tests.gated_graph import SECONDS, GatedGraph, graph, until
 from tests.tiny_generator import make_bundle, opening
 
 __all__ = ["app", "graph"]  # fixtures

@@ -24,8 +24,8 @@ from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.server.calls import AnswerReport
 from onnxpress.runtime.server.request_record import RequestRecord
 from onnxpress.runtime.server.traces import Traces
-from tests.gated_app import Lines, app, ask, client, embed, gated_app, graph, lines
-from tests.gated_graph import SECONDS, GatedGraph
+from tests.gated_app import Lines, app, ask, client, embed, gated_app, lines
+from tests.gated_graph import SECONDS, GatedGraph, graph
 
 __all__ = ["app", "graph", "lines"]  # fixtures
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.runner import BatchingRunner
 from onnxpress.runtime.server import Limits, ServerSettings, create_app
@@ -36,6 +38,22 @@ def text_app(folder: Path, limits: Limits = LIMITS, **generation: Any) -> Iterat
         )
         served = ServedModel("tiny", "text-generation", generator, runner, 0)
         yield create_app(ServerSettings.of(["tiny"], limits=limits), Models([served])), generator
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Generator]]:
+    with text_app(tmp_path_factory.mktemp("bundle")) as both:
+        yield both
+
+
+@pytest.fixture
+def app(served: tuple[Any, Generator]) -> Any:
+    return served[0]
+
+
+@pytest.fixture
+def generator(served: tuple[Any, Generator]) -> Generator:
+    return served[1]
 
 
 @contextlib.contextmanager

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 import orjson
 
+from onnxpress.runtime.server.asgi import App, Message, Receive, Scope, Send
 from onnxpress.runtime.server.errors import RequestError, error_body, error_response
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _RETRY_SECONDS = 1
 
@@ -22,7 +15,7 @@ _RETRY_SECONDS = 1
 class Ending:
     """ASGI, around an application."""
 
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: App) -> None:
         self._app = app
         self.begun = False
         """Answers that begin from now on close their connections."""

@@ -17,8 +17,7 @@ from typing import Any
 import orjson
 
 from onnxpress.runtime.errors import InvalidInputError, OnnxpressError
-
-LEVELS = ("debug", "info", "warning", "error")
+from onnxpress.runtime.server.settings import LOG_LEVELS
 
 REQUEST_ID: contextvars.ContextVar[str | None] = contextvars.ContextVar("onnxpress_request_id", default=None)
 """Of the request that a task works for."""
@@ -39,8 +38,8 @@ def configure_logs(level: str = "info") -> None:
     Raises:
         InvalidInputError: it is none of them.
     """
-    if level not in LEVELS:
-        raise InvalidInputError(f"the level of the log is {level!r}; it may be {', '.join(LEVELS)}")
+    if level not in LOG_LEVELS:
+        raise InvalidInputError(f"the level of the log is {level!r}; it may be {', '.join(LOG_LEVELS)}")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(quoting=level == "debug"))
     root = logging.getLogger()
