@@ -187,8 +187,8 @@ def _input(value: onnx.ValueInfoProto, row: Sequence[int]) -> npt.NDArray[Any]:
         return np.zeros((1, sizes[1], count, sizes[3]), dtype)
     if value.name == "input_ids":
         return np.array([row], dtype)
-    if value.name == "position_ids":
+    if value.name in ("position_ids", "logit_index"):  # logits of all: else the last products see one token alone
         return np.arange(count, dtype=dtype)[None]
     if value.name == "total_sequence_length":
         return np.array([count], dtype)
-    return np.full([1] * len(sizes), count - 1, dtype)  # indices of tokens: the row's last, and whose logits to give
+    return np.full([1] * len(sizes), count - 1, dtype)  # the index of the row's last token

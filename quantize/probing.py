@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,19 @@ _FLOATS = ("tensor(float)", "tensor(float16)")  # numpy has no bfloat16
 def open_probe(
     source: Path, values: Iterable[str] | None = None, *, as_written: bool = False
 ) -> onnxruntime.InferenceSession:
-    """A session of a graph on the CPU that has the values asked for as outputs, after its own.
+    """A session of a graph on the CPU that has the values asked for as outputs.
 
     Args:
         source: the graph, its weights in the file or beside it.
-        values: names; None: the results of all nodes.
+        values: names, and what they do not need is left out; None: the results of all nodes, after the graph's own.
         as_written: without onnxruntime's own changes. A fused node would not hide the values asked for, but compute
             something else in the others.
     """
     model = onnx.load(str(source), load_external_data=False)
-    names = values if values is not None else [name for node in model.graph.node for name in node.output if name]
-    _add_outputs(model, names)
+    if values is None:
+        _add_outputs(model, [name for node in model.graph.node for name in node.output if name])
+    else:
+        _keep(model, list(values))
     return _open(model, source, as_written)
 
 
@@ -58,6 +60,30 @@ def _add_outputs(model: onnx.ModelProto, names: Iterable[str]) -> None:
     """onnxruntime finds out their types, also of operators that are not in the ONNX standard."""
     present = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in present)
+
+
+def _keep(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Outputs are those named, nodes what they need: logits of all tokens would take as long as many layers."""
+    graph = model.graph
+    del graph.output[:]
+    _add_outputs(model, names)
+    needed, kept = set(names), []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(node.input, *(_outer_names(node)))
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+
+
+def _outer_names(node: onnx.NodeProto) -> Iterator[list[str]]:
+    """What nodes of subgraphs read, which may be the graph's own values."""
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield list(inner.input)
+                yield from _outer_names(inner)
+            yield [output.name for output in graph.output]
 
 
 def _open(model: onnx.ModelProto, source: Path, as_written: bool) -> onnxruntime.InferenceSession:

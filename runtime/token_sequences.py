@@ -76,9 +76,9 @@ class PackedTokens:
     __slots__ = ("ids", "type_ids")
 
     def __init__(self, encoding: Encoded) -> None:
-        # Arrays serve the graph's inputs as lists do.
-        self.ids: Any = np.array(encoding.ids, np.int32)
-        self.type_ids: Any = np.array(encoding.type_ids, np.uint8)
+        # Arrays serve the graph's inputs as lists do; of the type that the library has.
+        self.ids: Any = np.array(encoding.ids, np.uint32)
+        self.type_ids: Any = np.array(encoding.type_ids, np.uint32)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -18,7 +18,7 @@ from onnxpress.runtime import tokenizer as module
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import TokenizerSettings
 from onnxpress.runtime.runner import BatchingRunner
-from onnxpress.runtime.token_sequences import Cut, Side
+from onnxpress.runtime.token_sequences import Cut, PackedTokens, Side, TokenSequence
 from onnxpress.runtime.tokenizer import Tokenizer
 from tests import tokenizer_styles as styles
 from tests.served_models import make_bundle
@@ -129,6 +129,12 @@ def test_many_texts_are_packed_in_chunks(made: Tokenizer, monkeypatch: pytest.Mo
     assert [([*one.ids], [*one.type_ids]) for one in packed] == [(one.ids, one.type_ids) for one in whole]
     with pytest.raises(InvalidInputError, match="text 12 is of type int"):
         made.encode_packed([*texts[:12], 12, *texts])
+
+
+@pytest.mark.parametrize("number", [2**31, 2**32 - 1])
+def test_whatever_number_a_tokenizer_gives_is_packed(made: Tokenizer, number: int) -> None:
+    packed = PackedTokens(TokenSequence([number, 1], [0, number]))
+    assert ([*packed.ids], [*packed.type_ids]) == ([number, 1], [0, number])
 
 
 def test_text_is_cut_where_the_tokenizer_cuts(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from onnx_ir.passes import common
 
 from onnxpress.exporter.decoder.weights import arrange_weights, separate_products
 
-__all__ = ["clean", "simplify"]
+__all__ = ["along_last_axis", "clean", "simplify"]
 
 _SMALL = 2**16
 """Elements up to which a constant is computed in advance."""
-_IDLE = {"Reshape", "Expand", "Slice", "Transpose", "Cast", "Identity"}
+_IDLE = {"Reshape", "Expand", "Slice", "Transpose", "Cast", "Identity", "Dropout"}
 """Operators that can turn out to do nothing."""
 _COMPUTED = {
     "Add", "Cast", "Concat", "Cos", "Div", "Equal", "Expand", "Gather", "Max", "Min", "Mul", "Neg", "Pow", "Range",
@@ -90,6 +90,8 @@ def _does_nothing(node: onnx_ir.Node) -> bool:
     source, result = node.inputs[0], node.outputs[0]
     if node.op_type == "Identity":
         return True
+    if node.op_type == "Dropout":
+        return not node.outputs[1:] or not node.outputs[1].uses()  # a model is traced in evaluation mode
     if node.op_type == "Cast":
         return source.dtype is not None and source.dtype == result.dtype
     if node.op_type == "Transpose":
@@ -129,7 +131,7 @@ def _transpose_later(graph: onnx_ir.Model) -> None:
     """
     for node in list(graph.graph):
         before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-        if before is None or before.op_type != "Transpose" or before.domain or not _along_last_axis(node):
+        if before is None or before.op_type != "Transpose" or before.domain or not along_last_axis(node):
             continue
         order = _order(before)
         if order[-1] != len(order) - 1:
@@ -146,7 +148,8 @@ def _transpose_later(graph: onnx_ir.Model) -> None:
             graph.graph.insert_after(node, turned)
 
 
-def _along_last_axis(node: onnx_ir.Node) -> bool:
+def along_last_axis(node: onnx_ir.Node) -> bool:
+    """Whether a Split, Slice or normalisation works along the last axis alone."""
     if node.domain or any(result.is_graph_output() for result in node.outputs):
         return False
     rank = len(node.inputs[0].shape or ())

@@ -30,6 +30,7 @@ from onnxpress.exporter.decoder.experts import experts_replaced
 from onnxpress.exporter.decoder.families import traceable
 from onnxpress.exporter.decoder.forward import Layer, Observation, call, in_progress
 from onnxpress.exporter.decoder.fusions import fuse
+from onnxpress.exporter.decoder.last_tokens import take_early
 from onnxpress.exporter.decoder.norms import norms_replaced
 from onnxpress.exporter.decoder.refusals import refuse_decoder
 from onnxpress.exporter.decoder.rotary import rotary_replaced
@@ -92,6 +93,7 @@ def trace_decoder(model: Any, path: Path) -> DecoderFacts:
         graph = convert(model, layers, embedding.shape[0], _cache_argument(model))
     simplify(graph)
     fuse(graph, facts.context)
+    take_early(graph)
     clean(graph)
     _check_positions(model, graph)
     save_program(graph, path)
