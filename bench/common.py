@@ -10,6 +10,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -45,6 +46,10 @@ def run_json(
     return answer
 
 
+_SETTLED_SECONDS = 0.3
+"""Pause before a question: threads of the process that answered before wait for work some 0.1 s, and take cores."""
+
+
 class Worker:
     """A process `python -m MODULE JSON` in the repository root that answers JSON lines with JSON lines."""
 
@@ -69,6 +74,7 @@ class Worker:
             BadInputError: the process has ended; the text has its last line.
         """
         assert self._process.stdin is not None
+        time.sleep(_SETTLED_SECONDS)
         try:
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()

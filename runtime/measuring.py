@@ -1,7 +1,7 @@
 """Latency, throughput, memory and cold start of several models, each in its own process, in turn, with equal threads.
 
-One process a model, all started before anything is timed and idle while another is timed: a session's spinning threads
-cannot slow its rival, and every model sees the machine in the same state (A B C, A B C, ...).
+One process a model, all started before anything is timed and idle while another is timed: every model sees the machine
+in the same state (A B C, A B C, ...). A session's threads spin for a while after a run; the next one waits that out.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ class Plan:
 QUICK = Plan(rounds=2, latency_seconds=0.4, throughput_seconds=0.5, batches=(1, 8, 32, 256), cold_starts=1)
 FULL = Plan(rounds=5, latency_seconds=4.0, throughput_seconds=4.0, batches=(1, 8, 32, 256), cold_starts=3)
 
+
+_SPINNING_SECONDS = 0.1
+"""Threads of onnxruntime 1.32 were seen to slow other processes for 0.05 s after a run."""
 
 Figures = dict[str, dict[str, list[dict[str, Any]]]]
 """Of each model: `latency` and `throughput`, as in report.json (docs/bundle.md)."""
@@ -128,6 +131,7 @@ class Worker:
 
     def ask(self, **command: Any) -> Any:
         """Send a command and wait for its answer."""
+        time.sleep(_SPINNING_SECONDS)
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 Prompt = list[int]
@@ -58,8 +58,14 @@ def time_batch(generate: Generate, rng: random.Random, batch: int, options: dict
         "prefill": batch * options["prompt_tokens"] / first,
         "decode": batch * (new - 1) / (whole - first),
         "first_seconds": first,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": _peak_mb(),
     }
+
+
+def _peak_mb() -> float:
+    """Not of getrusage, whose figure starts with that of the process this one was started from."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def _seconds(generate: Generate, prompts: Sequence[Prompt], new: int) -> float:
