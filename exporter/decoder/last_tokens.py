@@ -66,16 +66,15 @@ def _selection(graph: onnx_ir.Model) -> onnx_ir.Node | None:
 def _complete_shapes(graph: onnx_ir.Model) -> None:
     """torch.onnx leaves out those within an operator that it writes as several, such as SiLU and a linear layer."""
     for node in graph.graph:
-        if node.domain != "" or node.outputs[0].shape is not None:
-            continue
         inputs = [value for value in node.inputs if value is not None]
-        shapes = [value.shape for value in inputs if not (_constant(value) and _is_row(value))]
-        if None in shapes:
+        if node.domain != "" or node.outputs[0].shape is not None or any(value.shape is None for value in inputs):
             continue
-        if node.op_type in _ELEMENTWISE and shapes and all(shape == shapes[0] for shape in shapes):
-            node.outputs[0].shape = shapes[0]
-        elif node.op_type == "MatMul" and _rank(inputs[1]) == 2:
-            node.outputs[0].shape = onnx_ir.Shape([*list(shapes[0])[:-1], shapes[1][1]])
+        if node.op_type == "MatMul" and _rank(inputs[1]) == 2:
+            node.outputs[0].shape = onnx_ir.Shape([*list(inputs[0].shape)[:-1], inputs[1].shape[1]])
+        elif node.op_type in _ELEMENTWISE:
+            shapes = [value.shape for value in inputs if not (_constant(value) and _is_row(value))]
+            if shapes and all(shape == shapes[0] for shape in shapes):
+                node.outputs[0].shape = shapes[0]
 
 
 def _computed_by_token(graph: onnx_ir.Model, gather: onnx_ir.Node) -> set[onnx_ir.Node]:
