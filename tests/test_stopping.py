@@ -156,6 +156,21 @@ def test_an_answer_that_is_ended_from_outside_gives_the_rest_once() -> None:
     assert (text.end(), text.end(), text.reason) == ("a", "", None)
 
 
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+@pytest.mark.parametrize("together", [2, 3, 16])
+def test_text_that_is_made_of_many_tokens_at_a_time_is_the_same(make: Any, together: int) -> None:
+    tokenizer = make()
+    a, end = tokenizer.token_to_id("a"), tokenizer.token_to_id("</s>")
+    for tokens in ([a, 0xF0, a, a, end], [a, a, a], [end], [a] * 7):
+        found = []
+        for count in (1, together):
+            tracker = StopTracker(Sampling(max_new_tokens=len(tokens)), eos_ids=[end])
+            text = AnswerText(tracker, Detokenizer(tokenizer).stream(), together=count)
+            fed = [text.feed(token) for token in tokens]
+            found.append(("".join(piece for piece, _ in fed) + text.end(), [stops for _, stops in fed], text.reason))
+        assert found[0] == found[1]
+
+
 class DoneAfterTwo:
     """A grammar that is complete with the second token."""
 

@@ -24,6 +24,10 @@ from onnxpress.runtime.generation.stopping import AnswerText, StopTracker
 from onnxpress.runtime.generation.streaming import Detokenizer
 from onnxpress.runtime.manifest import GenerationSettings
 
+_TOGETHER = 16
+"""Tokens whose text is made at a time where nobody reads it before the end: less work than one by one, and so few that
+others in the batch need not wait for it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
@@ -89,12 +93,15 @@ class Preparing:
                 "fewer tokens, or less at once"
             )
 
-    def answer_text(self, prompt: list[int], sampling: Sampling, guide: Constraint | None = None) -> AnswerText:
-        """What makes the text of an answer, and knows when it stops."""
+    def answer_text(
+        self, prompt: list[int], sampling: Sampling, guide: Constraint | None = None, *, streamed: bool = True
+    ) -> AnswerText:
+        """What makes the text of an answer, and knows when it stops. `streamed`: it is read token by token."""
         tracker = StopTracker(
             sampling, eos_ids=self._settings.eos_ids, prompt_tokens=len(prompt), context=self._engine.context
         )
-        return AnswerText(tracker, self.detokenizer.stream(after=prompt), guide)
+        together = 1 if streamed or sampling.stop else _TOGETHER
+        return AnswerText(tracker, self.detokenizer.stream(after=prompt), guide, together)
 
     def _sampling(self, options: Options) -> Sampling:
         given = {name: value for name, value in options.items() if name not in BEYOND_SAMPLING}
@@ -122,7 +129,7 @@ class Preparing:
                 prompt,
                 most_new,
                 Sampler(sampling, prompt, index, guide),
-                self.answer_text(prompt, sampling, guide),
+                self.answer_text(prompt, sampling, guide, streamed=on_delta is not None),
                 deadline=None if timeout is None else time.monotonic() + timeout,
                 with_logprobs=sampling.logprobs is not None,
                 lookup=PromptLookup(drafted) if drafted and sampling.greedy else None,

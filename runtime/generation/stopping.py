@@ -127,16 +127,22 @@ class Ending(Protocol):
 class AnswerText:
     """The tokens of one answer to the text that may be shown of it. One thread uses it at a time."""
 
-    def __init__(self, tracker: StopTracker, stream: TextStream, guide: Ending | None = None) -> None:
+    def __init__(
+        self, tracker: StopTracker, stream: TextStream, guide: Ending | None = None, together: int = 1
+    ) -> None:
         """
         Args:
             tracker: of the answer.
             stream: makes text of its tokens.
             guide: knows each token before it comes here.
+            together: of how many tokens text is made at a time; more than 1 is faster, and for answers that nobody
+                reads before their end and that no text stops.
         """
         self._tracker = tracker
         self._stream = stream
         self._guide = guide
+        self._together = together
+        self._tokens: list[int] = []  # whose text is not made yet
 
     @property
     def reason(self) -> EndReason | None:
@@ -150,7 +156,9 @@ class AnswerText:
             text that may be shown, and whether the answer stops by itself. Its text is complete then, and also where
             `reason` says that it has its length.
         """
-        new = "" if self._tracker.stops(token_id) else self._stream.push(token_id)
+        if not self._tracker.stops(token_id):
+            self._tokens.append(token_id)
+        new = self._push() if len(self._tokens) >= self._together else ""
         shown, reason = self._tracker.feed(token_id, new)
         if reason != "stop" and self._guide is not None and self._guide.is_done():
             reason = self._tracker.reason = "stop"
@@ -160,4 +168,8 @@ class AnswerText:
 
     def end(self) -> str:
         """The rest of the text, when the answer ends by itself or from outside. Empty the second time."""
-        return self._tracker.finish(self._stream.finish())
+        return self._tracker.finish(self._push() + self._stream.finish())
+
+    def _push(self) -> str:
+        tokens, self._tokens = self._tokens, []
+        return "".join(map(self._stream.push, tokens))
