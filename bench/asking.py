@@ -33,6 +33,8 @@ _SAMPLE = 1000  # requests of which the greedy ones are asked again, alone
 _SHOWN = 20
 _LOOKS = 100  # at the resident memory
 _THREAD = "onnxpress-generation"
+_LARGEST = 4096  # tokens of the prompts of the warm-up
+_COMMON = 10  # from here on, ids are of common tokens
 
 Outcome = list[Generation] | str | Exception | None
 """Answers to the prompts, the text of one where there is no more, an error, or None for one that was left."""
@@ -83,6 +85,7 @@ class Tally:
 
 def ask_all(generator: Generator, count: int, seed: int) -> Tally:
     """Ask `count` random requests and wait for the end of each; then ask some of the greedy ones again, alone."""
+    warm_up(generator)
     asking = _Asking(generator, count, seed)
     tally = asking.tally
     threads = [threading.Thread(target=asking.in_a_thread, daemon=True) for _ in range(THREADS)]
@@ -103,6 +106,15 @@ def ask_all(generator: Generator, count: int, seed: int) -> Tally:
     _wait_for_rest(generator, tally)
     asking.ask_again()
     return tally
+
+
+def warm_up(generator: Generator) -> None:
+    """Have the cache grow to its limit, and the largest runs of prompts: what they take stays, and random requests may
+    come to it late."""
+    context = generator.engine.context
+    for length in (context - 1, context // 8):
+        prompts = [[_COMMON + (row + place) % 50 for place in range(length)] for row in range(_LARGEST // length)]
+        generator.generate(prompts, max_new_tokens=1, temperature=0.0)
 
 
 def close(generator: Generator, tally: Tally) -> None:
