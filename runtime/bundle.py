@@ -60,8 +60,8 @@ class Bundle:
                 or (parent / location).as_posix() not in variant.files
             ):
                 raise InvalidBundleError(
-                    f"{variant.model} reads its weights from {location!r}, which is not one of the files of variant "
-                    f"{variant.name!r}; do not use this bundle"
+                    f"{variant.model} reads its weights from {location[:200]!r}, which is not one of the files of "
+                    f"variant {variant.name!r}; do not use this bundle"
                 )
         return model
 

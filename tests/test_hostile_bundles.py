@@ -262,6 +262,21 @@ def test_weights_in_memory_are_refused(bundle_copy: Path) -> None:
         onnxpress.load(bundle_copy, variant="fp32")
 
 
+def test_a_refusal_does_not_repeat_an_endless_name(bundle_copy: Path) -> None:
+    path = bundle_copy / "fp32" / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    next(entry for entry in tensor.external_data if entry.key == "location").value = "x" * 100_000
+    path.write_bytes(model.SerializeToString())
+    document = json.loads((bundle_copy / "onnxpress.json").read_text())
+    for record in document["files"]:
+        record["size_bytes"] = (bundle_copy / record["path"]).stat().st_size
+    (bundle_copy / "onnxpress.json").write_text(json.dumps(document))
+    with pytest.raises(InvalidBundleError, match=r"reads its weights from 'xxx.*do not use this bundle") as refusal:
+        onnxpress.load(bundle_copy, variant="fp32")
+    assert len(str(refusal.value)) < 1000
+
+
 # Graphs and manifests that do not fit each other
 
 GIVEN = (Tensor("x", "float", ("batch", "2")),)

@@ -604,11 +604,19 @@ def lose_labels(folder: Path) -> None:
 
 
 def point_outside(folder: Path) -> None:
+    _point_to("../secret.data", folder)
+
+
+def point_to_no_name(folder: Path) -> None:
+    _point_to("x" * 5000, folder)
+
+
+def _point_to(name: str, folder: Path) -> None:
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
-                entry.value = "../secret.data"
+                entry.value = name
     (folder / "model.onnx").write_bytes(model.SerializeToString())
 
 
@@ -620,6 +628,7 @@ def point_outside(folder: Path) -> None:
         (not_onnx, "model.onnx is truncated or not an ONNX file"),
         (lose_weights, "model.onnx has its weights in 'model.onnx.data', which is missing; put that file beside it"),
         (point_outside, "reads weights from '../secret.data', outside its folder; do not use it"),
+        (point_to_no_name, "model.onnx has its weights in 'x{200}', which is missing"),
         (lose_configuration, "there is no config.json beside .*model.onnx or in the folder above"),
         (lose_tokenizer, "has no tokenizer; put the model's tokenizer.json there"),
         (break_tokenizer, "tokenizer.json cannot be read"),

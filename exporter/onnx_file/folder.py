@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,10 +43,12 @@ def weight_files(model: Path) -> dict[str, Path]:
     for location in locations:
         path = model.parent / location
         if not is_inside(location) or not any(path.resolve().is_relative_to(folder) for folder in folders):
-            raise UnsupportedModelError(f"{model} reads weights from {location!r}, outside its folder; do not use it")
-        if not path.is_file():
             raise UnsupportedModelError(
-                f"{model} has its weights in {location!r}, which is missing; put that file beside it"
+                f"{model} reads weights from {location[:200]!r}, outside its folder; do not use it"
+            )
+        if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where a name is too long
+            raise UnsupportedModelError(
+                f"{model} has its weights in {location[:200]!r}, which is missing; put that file beside it"
             )
         found[location] = path.resolve()
     return found
