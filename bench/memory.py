@@ -8,7 +8,7 @@
   shrinks and with one that does not; required with shrinking: at most 1.15x of the level before.
 `--soak` instead sends 100,000 requests of random lengths, one text each, to the preset `small` and to the default;
 required: resident memory grows by less than 5 % after the first 10,000. Takes `--requests` for fewer. On 2 cores a
-soak takes about 10 minutes for each.
+soak takes about a quarter of an hour for each.
 """
 
 from __future__ import annotations
