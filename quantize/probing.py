@@ -22,15 +22,15 @@ def open_probe(
 
     Args:
         source: the graph, its weights in the file or beside it.
-        values: names, and what they do not need is left out; None: the results of all nodes, after the graph's own.
+        values: names, if any; what they do not need is left out. None: the results of all nodes, after the graph's own.
         as_written: without onnxruntime's own changes. A fused node would not hide the values asked for, but compute
             something else in the others.
     """
     model = onnx.load(str(source), load_external_data=False)
     if values is None:
         _add_outputs(model, [name for node in model.graph.node for name in node.output if name])
-    else:
-        _keep(model, list(values))
+    elif names := list(values):
+        _keep(model, names)
     return _open(model, source, as_written)
 
 
