@@ -9,9 +9,14 @@ import onnx_ir
 
 from onnxpress.quantize.graphs import MODULE_KEY
 
-__all__ = ["clean_metadata", "rename_axes"]
+__all__ = ["clean_metadata", "graph_input", "rename_axes"]
 
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+
+
+def graph_input(program: onnx_ir.Model, name: str) -> onnx_ir.Value:
+    """The input of that name, which the graph must have."""
+    return next(value for value in program.graph.inputs if value.name == name)
 
 
 def rename_axes(program: onnx_ir.Model, names: Mapping[str, str]) -> None:

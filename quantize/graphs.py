@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,28 @@ def check_structure(path: Path) -> None:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         raise InvalidBundleError(f"{path} is not a valid ONNX graph: {str(error).splitlines()[0]}") from error
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names a node reads, also from within its subgraphs."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            own = {value.name for value in (*attribute.g.input, *attribute.g.initializer)}
+            for inner in attribute.g.node:
+                yield from (name for name in reads(inner) if name not in own)
+                own.update(inner.output)
+            yield from (value.name for value in attribute.g.output if value.name not in own)
+
+
+def needed_nodes(nodes: Sequence[onnx.NodeProto], results: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes that values need, in their order. `nodes`: in an order that runs."""
+    wanted, kept = set(results), []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(reads(node))
+    return kept[::-1]
 
 
 def count_ops(model: onnx.ModelProto) -> Counter[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+
+from onnxpress.quantize.graphs import needed_nodes, replace_messages
 
 Array = npt.NDArray[Any]
 _FLOATS = ("tensor(float)", "tensor(float16)")  # numpy has no bfloat16
@@ -64,26 +66,9 @@ def _add_outputs(model: onnx.ModelProto, names: Iterable[str]) -> None:
 
 def _keep(model: onnx.ModelProto, names: Sequence[str]) -> None:
     """Outputs are those named, nodes what they need: logits of all tokens would take as long as many layers."""
-    graph = model.graph
-    del graph.output[:]
+    del model.graph.output[:]
     _add_outputs(model, names)
-    needed, kept = set(names), []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(node.input, *(_outer_names(node)))
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
-
-
-def _outer_names(node: onnx.NodeProto) -> Iterator[list[str]]:
-    """What nodes of subgraphs read, which may be the graph's own values."""
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                yield list(inner.input)
-                yield from _outer_names(inner)
-            yield [output.name for output in graph.output]
+    replace_messages(model.graph.node, needed_nodes(model.graph.node, names))
 
 
 def _open(model: onnx.ModelProto, source: Path, as_written: bool) -> onnxruntime.InferenceSession:

@@ -12,15 +12,15 @@ Only cuts and joins; quantize/mixed.py decides which node gets which form.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
-from onnxpress.quantize.graphs import replace_messages, save_graph
+from onnxpress.quantize.graphs import needed_nodes, reads, replace_messages, save_graph
 from onnxpress.runtime.errors import UnsupportedModelError
 
 FP16 = "fp16"
@@ -223,18 +223,6 @@ def _is_value(node: NodeProto, name: str) -> bool:
     return not (node.op_type == "Gather" and list(node.input).index(name) == 1)
 
 
-def reads(node: NodeProto) -> Iterator[str]:
-    """Names a node reads, also from within its subgraphs."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            own = {value.name for value in (*attribute.g.input, *attribute.g.initializer)}
-            for inner in attribute.g.node:
-                yield from (name for name in reads(inner) if name not in own)
-                own.update(inner.output)
-            yield from (value.name for value in attribute.g.output if value.name not in own)
-
-
 def _renamed(node: NodeProto, names: Mapping[str, str], suffix: str) -> NodeProto:
     copy = NodeProto()
     copy.CopyFrom(node)
@@ -291,14 +279,8 @@ class Assembly:
 
     def set_nodes(self, nodes: Iterable[NodeProto]) -> None:
         """Make these the nodes, in an order that runs, without those that nothing needs and whose names double."""
-        wanted = {value.name for value in self.model.graph.output}
-        ordered = _topological(list(nodes))
-        kept = []
-        for node in reversed(ordered):
-            if wanted.intersection(node.output):
-                kept.append(node)
-                wanted.update(reads(node))
-        copies = [NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
+        kept = needed_nodes(_topological(list(nodes)), [value.name for value in self.model.graph.output])
+        copies = [NodeProto.FromString(node.SerializeToString()) for node in kept]
         taken: set[str] = set()
         for node in copies:
             if node.name in taken:

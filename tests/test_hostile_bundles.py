@@ -241,37 +241,42 @@ def test_a_file_of_nothing_but_zeros_is_refused_whatever_its_size(tmp_path: Path
             external_data_locations(path)
 
 
+def point_weights(path: Path, location: str) -> None:
+    """Have one tensor of an ONNX file lie somewhere else."""
+    model = onnx.load(path, load_external_data=False)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    next(entry for entry in tensor.external_data if entry.key == "location").value = location
+    path.write_bytes(model.SerializeToString())
+
+
+def seal(folder: Path, document: dict[str, Any]) -> None:
+    """Write a manifest whose sizes are right."""
+    for record in document["files"]:
+        record["size_bytes"] = (folder / record["path"]).stat().st_size
+    (folder / "onnxpress.json").write_text(json.dumps(document))
+
+
 def test_weights_in_memory_are_refused(bundle_copy: Path) -> None:
     """onnxruntime has a name for them, which can be that of a file."""
     name = "*/_ORT_MEM_ADDR_/*"
     document = json.loads((bundle_copy / "onnxpress.json").read_text())
     (variant,) = (entry for entry in document["variants"] if entry["name"] == "fp32")
     path = bundle_copy / variant["model"]
-    model = onnx.load(path, load_external_data=False)
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.external_data)
-    next(entry for entry in tensor.external_data if entry.key == "location").value = name
-    path.write_bytes(model.SerializeToString())
+    point_weights(path, name)
     (bundle_copy / "fp32" / name).parent.mkdir(parents=True)
     (bundle_copy / "fp32" / name).touch()
     variant["files"].append(f"fp32/{name}")
     document["files"].append({"path": f"fp32/{name}", "size_bytes": 0, "sha256": ""})
-    for record in document["files"]:
-        record["size_bytes"] = (bundle_copy / record["path"]).stat().st_size
-    (bundle_copy / "onnxpress.json").write_text(json.dumps(document))
+    seal(bundle_copy, document)
     with pytest.raises(InvalidBundleError, match="reads its weights from"):
         onnxpress.load(bundle_copy, variant="fp32")
 
 
 def test_a_refusal_does_not_repeat_an_endless_name(bundle_copy: Path) -> None:
     path = bundle_copy / "fp32" / "model.onnx"
-    model = onnx.load(path, load_external_data=False)
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.external_data)
-    next(entry for entry in tensor.external_data if entry.key == "location").value = "x" * 100_000
-    path.write_bytes(model.SerializeToString())
+    point_weights(path, "x" * 100_000)
     document = json.loads((bundle_copy / "onnxpress.json").read_text())
-    for record in document["files"]:
-        record["size_bytes"] = (bundle_copy / record["path"]).stat().st_size
-    (bundle_copy / "onnxpress.json").write_text(json.dumps(document))
+    seal(bundle_copy, document)
     with pytest.raises(InvalidBundleError, match=r"reads its weights from 'xxx.*do not use this bundle") as refusal:
         onnxpress.load(bundle_copy, variant="fp32")
     assert len(str(refusal.value)) < 1000

@@ -10,13 +10,13 @@ import onnx
 import onnxruntime
 import pytest
 
-from onnxpress.quantize.graphs import count_ops, load_graph
+from onnxpress.quantize.graphs import count_ops, load_graph, reads
 from onnxpress.quantize.int8_dynamic import Int8DynamicConfig, quantize_int8_dynamic
 from onnxpress.quantize.int8_static import Int8StaticConfig, quantize_int8_static
 from onnxpress.quantize.migration import MigrationConfig
 from onnxpress.quantize.mixed import SWITCHES, MixedConfig, mix_precisions, quantized_nodes, write_switchable
 from onnxpress.quantize.outliers import OutlierConfig
-from onnxpress.quantize.splicing import open_part, reads
+from onnxpress.quantize.splicing import open_part
 from onnxpress.quantize.weight_only import WeightOnlyConfig, quantize_weights
 from onnxpress.runtime.errors import UnsupportedModelError
 from tests.graphs import Array, Feeds, Traced, add_weight, node, run_plain, write

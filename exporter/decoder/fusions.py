@@ -18,6 +18,8 @@ import onnx
 import onnx_ir
 from onnx.reference import ReferenceEvaluator
 
+from onnxpress.exporter.graph_names import graph_input
+
 __all__ = ["fuse"]
 
 _DOMAIN = "com.microsoft"
@@ -124,7 +126,7 @@ def _fuse_projections(graph: onnx_ir.Model, context: int) -> None:
                 if values not in tables:
                     tables[values] = _table(graph, values, context, f"rotary.{len(tables) // 2}.{kind}")
                 inputs[place] = tables[values]
-            inputs[9] = _input(graph, "position_ids")
+            inputs[9] = graph_input(graph, "position_ids")
             attributes |= {"do_rotary": 1, "rotary_interleaved": turned.interleaved}
         while inputs[-1] is None:
             inputs.pop()
@@ -246,7 +248,7 @@ def _table(graph: onnx_ir.Model, values: onnx_ir.Value, context: int, name: str)
 
     Every value between is a function of the position alone, whatever else is in the batch.
     """
-    positions = _input(graph, "position_ids")
+    positions = graph_input(graph, "position_ids")
     nodes: list[onnx_ir.Node] = []
     constants: dict[str, Any] = {}
     open_values = [values]
@@ -281,10 +283,6 @@ def _table(graph: onnx_ir.Model, values: onnx_ir.Value, context: int, name: str)
 
 
 # --- small things ---
-
-
-def _input(graph: onnx_ir.Model, name: str) -> onnx_ir.Value:
-    return next(value for value in graph.graph.inputs if value.name == name)
 
 
 def _initializer(graph: onnx_ir.Model, name: str, tensor: Any) -> onnx_ir.Value:

@@ -7,11 +7,12 @@ last layer, 3 % of its time where there are 30 layers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import onnx_ir
 
 from onnxpress.exporter.decoder.simplifying import along_last_axis
+from onnxpress.exporter.graph_names import graph_input
 
 __all__ = ["take_early"]
 
@@ -55,7 +56,7 @@ def take_early(graph: onnx_ir.Model) -> None:
 
 def _selection(graph: onnx_ir.Model) -> onnx_ir.Node | None:
     """The node that takes the hidden states at `logit_index`."""
-    positions = next(value for value in graph.graph.inputs if value.name == "logit_index")
+    positions = graph_input(graph, "logit_index")
     for node in graph.graph:
         index = node.inputs[1].producer() if node.op_type == "GatherND" and node.inputs[1] is not None else None
         if index is not None and index.inputs[0] is positions:
@@ -94,7 +95,8 @@ def _by_token(node: onnx_ir.Node, shape: onnx_ir.Shape) -> bool:
     """Whether a node computes each token by itself. `shape`: [batch, sequence, ...], as hidden states have it."""
     inputs = [value for value in node.inputs if value is not None]
     states = [value for value in inputs if not _constant(value)]
-    if not states or not all(_has_tokens(value, shape) for value in (*states, *_read(node.outputs))):
+    results = [value for value in node.outputs if value.uses()]
+    if not states or not all(_has_tokens(value, shape) for value in (*states, *results)):
         return False
     if node.op_type in _SKIP_NORMS:
         return True
@@ -130,10 +132,6 @@ def _is_row(value: onnx_ir.Value) -> bool:
 
 def _rank(value: onnx_ir.Value) -> int:
     return -1 if value.shape is None else len(value.shape)
-
-
-def _read(values: Iterable[onnx_ir.Value]) -> list[onnx_ir.Value]:
-    return [value for value in values if value.uses()]
 
 
 def _with_tokens(shape: onnx_ir.Shape, wanted: int | onnx_ir.SymbolicDim) -> onnx_ir.Shape:

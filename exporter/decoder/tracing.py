@@ -36,6 +36,7 @@ from onnxpress.exporter.decoder.refusals import refuse_decoder
 from onnxpress.exporter.decoder.rotary import rotary_replaced
 from onnxpress.exporter.decoder.simplifying import clean, simplify
 from onnxpress.exporter.families import replaced, unchanged
+from onnxpress.exporter.graph_names import graph_input
 from onnxpress.quantize.graphs import save_program
 from onnxpress.runtime.errors import UnsupportedModelError, first_line
 
@@ -211,7 +212,7 @@ def _cache_argument(model: Any) -> str:
 
 def _check_positions(model: Any, graph: Any) -> None:
     """Refuse a graph that does not know where its tokens are."""
-    positions = next(value for value in graph.graph.inputs if value.name == "position_ids")
+    positions = graph_input(graph, "position_ids")
     biased = any(len(node.inputs) > _BIAS and node.inputs[_BIAS] is not None for node in graph.graph)
     if not positions.uses() and not biased:
         raise _cannot_trace(model, "it takes no account of position_ids")

@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx_ir
 from onnx_ir.passes import common as passes
 
+from onnxpress.exporter.graph_names import graph_input
 from onnxpress.runtime.errors import UnsupportedModelError, first_line
 from onnxpress.runtime.manifest import Tensor
 
@@ -163,7 +164,7 @@ def pick_masks(program: onnx_ir.Model, logits: onnx_ir.Value) -> onnx_ir.Value:
     The hidden states are picked where the last product is seen to be the one with the vocabulary, most of the work of
     a small model; else the logits are.
     """
-    positions = next(value for value in program.graph.inputs if value.name == "mask_positions")
+    positions = graph_input(program, "mask_positions")
     shape = onnx_ir.tensor([0, 0, 1], dtype=onnx_ir.DataType.INT64)  # 0: as it is
     sizes = _constant(program.graph, "mask_positions_shape", shape)
     product = _vocabulary_product(logits)
@@ -181,7 +182,7 @@ def pick_masks(program: onnx_ir.Model, logits: onnx_ir.Value) -> onnx_ir.Value:
 
 def fill_empty(program: onnx_ir.Model, value: onnx_ir.Value, rank: int) -> onnx_ir.Value:
     """A value [b, ...] of a rank with zeros where a text has no token: where(sum(attention_mask) > 0, value, 0)."""
-    mask = next(value for value in program.graph.inputs if value.name == "attention_mask")
+    mask = graph_input(program, "attention_mask")
     constants = {
         "tokens_axis": onnx_ir.tensor([1], dtype=onnx_ir.DataType.INT64),
         "tokens_shape": onnx_ir.tensor([-1, *[1] * (rank - 1)], dtype=onnx_ir.DataType.INT64),
