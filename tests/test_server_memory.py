@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import time
 from pathlib import Path
 
 import httpx2
@@ -46,8 +47,14 @@ def test_a_bundle_is_loaded_with_its_settings_else_the_tuned_else_those_of_serve
     assert settings_of(ServedBundle(str(tiny_bundle), settings="balanced")) == ServingSettings()
 
 
+def calls() -> int:
+    """That are in memory."""
+    return sum(isinstance(value, Call | _TaskCall) for value in gc.get_objects())
+
+
 async def ask(bundle: Path, count: int) -> tuple[int, int]:
-    """Requests, while the collector does not run; how many calls are left of them, and what is frozen meanwhile."""
+    """Requests, while the collector does not run; how many calls are left of them once the workers have put down what
+    they had in hand, and what is frozen meanwhile."""
     app = create_app(ServerSettings.of([bundle], limits=Limits(items=2)))
     async with (
         app.router.lifespan_context(app),
@@ -59,8 +66,9 @@ async def ask(bundle: Path, count: int) -> tuple[int, int]:
             for answer in await asyncio.gather(*asked):
                 assert answer.status_code == 200
             del answer, asked
-            await asyncio.sleep(0)
-            left = sum(isinstance(value, Call | _TaskCall) for value in gc.get_objects())
+            end = time.monotonic() + SECONDS
+            while (left := calls()) and time.monotonic() < end:
+                await asyncio.sleep(0.01)
             return left, gc.get_freeze_count()
         finally:
             gc.enable()

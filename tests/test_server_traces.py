@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import itertools
 import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -78,6 +81,22 @@ def test_a_request_is_a_span_with_its_parts(app: FastAPI, spans: InMemorySpanExp
     assert times == sorted(times)  # type: ignore[type-var]
 
 
+def test_a_clock_that_is_set_back_leaves_parts_inside(
+    app: FastAPI, spans: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = itertools.count(10**18, -(10**9))
+    monkeypatch.setattr(time, "time_ns", lambda: next(now))
+    monkeypatch.setattr("opentelemetry.sdk.trace.time_ns", lambda: next(now))
+    embed(app, ["w1 w2"])
+    request = only(spans)
+    assert request.start_time is not None
+    assert request.end_time is not None
+    for part in spans.get_finished_spans():
+        assert part.start_time is not None
+        assert part.end_time is not None
+        assert request.start_time <= part.start_time <= part.end_time <= request.end_time
+
+
 def test_a_trace_that_has_begun_is_continued(app: FastAPI, spans: InMemorySpanExporter) -> None:
     embed(app, headers={"traceparent": PARENT, "tracestate": "vendor=1"})
     request = only(spans)
@@ -140,7 +159,8 @@ def test_the_first_token_is_an_event() -> None:
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     traced = Traces(provider).begin({"headers": []})
     answer = AnswerReport(40, 30, 4, "stop", 0.25, [0.01] * 3)
-    traced.end(RequestRecord("id", "POST", "/v1/completions", 200, 1.0, model="writer", answer=answer))
+    record = RequestRecord("id", "POST", "/v1/completions", 200, 1.0, model="writer", answer=answer)
+    traced.end(dataclasses.replace(record, started=time.monotonic()))
     span = only(exporter)
     assert span.attributes is not None
     assert span.start_time is not None

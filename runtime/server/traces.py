@@ -8,6 +8,7 @@ of a request or an answer.
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -74,8 +75,9 @@ class Traces:
 
         carrier = {_HEADERS[key]: value.decode("latin-1") for key, value in scope["headers"] if key in _HEADERS}
         parent = self._propagator.extract(carrier, context.Context())
-        span = self._tracer.start_span("request", parent, kind=trace.SpanKind.SERVER)
-        return TracedRequest(self, span)
+        began, start_ns = time.monotonic(), time.time_ns()
+        span = self._tracer.start_span("request", parent, kind=trace.SpanKind.SERVER, start_time=start_ns)
+        return TracedRequest(self, span, began, start_ns)
 
     def add_part(self, whole: Span, name: str, start_ns: int, end_ns: int) -> None:
         """A span of what has ended already, inside another."""
@@ -90,13 +92,26 @@ class Traces:
 
 
 class TracedRequest:
-    """A request whose span is open, in the task that answers it."""
+    """A request whose span is open, in the task that answers it.
 
-    def __init__(self, traces: Traces, span: Span) -> None:
+    Its times are those of one clock, `time.monotonic()`: the system's time may be set or slowed while it is answered,
+    and parts would then lie outside the whole.
+    """
+
+    def __init__(self, traces: Traces, span: Span, began: float, start_ns: int) -> None:
+        """
+        Args:
+            traces: that it belongs to.
+            span: which began just now.
+            began: that moment, in seconds of `time.monotonic()`.
+            start_ns: the same moment, in nanoseconds of `time.time_ns()`.
+        """
         from opentelemetry import context, trace
 
         self._traces = traces
         self._span = span
+        self._began = began
+        self._start_ns = start_ns
         self._token = context.attach(trace.set_span_in_context(span))
 
     @property
@@ -111,10 +126,13 @@ class TracedRequest:
         context.detach(self._token)
         if self._span.is_recording():
             self._describe(record)
-        self._span.end()
+        self._span.end(self._at(record.started + record.seconds))
+
+    def _at(self, moment: float) -> int:
+        """Nanoseconds since the epoch of a moment in seconds of `time.monotonic()`."""
+        return self._start_ns + _ns(moment - self._began)
 
     def _describe(self, record: RequestRecord) -> None:
-        from opentelemetry.sdk.trace import ReadableSpan
         from opentelemetry.trace import StatusCode
 
         span = self._span
@@ -123,12 +141,9 @@ class TracedRequest:
         span.set_attributes({key: value for key, value in _attributes(record, method).items() if value is not None})
         if record.status >= 500:
             span.set_status(StatusCode.ERROR)
-        assert isinstance(span, ReadableSpan)  # what records can be read
-        start_ns = span.start_time
-        assert start_ns is not None
         report, answer = record.report, record.answer
         if report is not None and report.sequences:
-            at = start_ns + _ns(report.started - record.started)
+            at = self._at(report.started)
             parts = [("tokenize", report.tokenize_seconds)]
             if report.run_seconds:
                 parts += [("wait", report.wait_seconds), ("run", report.run_seconds)]
@@ -136,7 +151,7 @@ class TracedRequest:
                 self._traces.add_part(span, name, at, at + _ns(seconds))
                 at += _ns(seconds)
         if answer is not None and answer.first_token_seconds is not None:
-            span.add_event("first token", timestamp=start_ns + _ns(answer.first_token_seconds))
+            span.add_event("first token", timestamp=self._start_ns + _ns(answer.first_token_seconds))
 
 
 def _attributes(record: RequestRecord, method: str) -> dict[str, str | int | bool | None]:
