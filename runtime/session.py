@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from onnxpress.runtime import hardware
 from onnxpress.runtime.arenas import apply_arena, shrinking_session
 from onnxpress.runtime.errors import InferenceError, InvalidBundleError, ProviderError, first_line
+from onnxpress.runtime.library_pages import dropped_library_pages
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.providers.options import ON_CPU, Provider
@@ -75,7 +76,7 @@ def make_session(
         make: Callable[..., onnxruntime.InferenceSession] = onnxruntime.InferenceSession
         if settings.arena.shrink != "never":
             make = functools.partial(shrinking_session(), arena=settings.arena)
-        with contextlib.ExitStack() as builds:
+        with contextlib.ExitStack() as builds, dropped_library_pages(settings.library_pages == "drop"):
             for provider in providers:
                 builds.enter_context(provider.build or contextlib.nullcontext())
             session = make(

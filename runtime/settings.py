@@ -102,6 +102,9 @@ class ServingSettings:
     preset: a process that is alone gains nothing."""
     huge_pages: bool = True
     """Of a decoder: move its weights into pages of 2 MB where the system has them, which makes each step faster."""
+    library_pages: Literal["keep", "drop"] = "keep"
+    """Pages of program files that only starting and loading needed: `drop` takes them out of this process around
+    loading, some 25 MB, for a first run that takes some milliseconds more. On Linux."""
     warm_up: bool = False
     """Open every session and run it once while loading, so that the first request is not slower than others."""
 
@@ -113,6 +116,7 @@ class ServingSettings:
         require_whole("threads", self.threads, or_none=True)
         require_whole("tokens_per_batch", self.tokens_per_batch, or_none=True)
         _require_choice("sessions", self.sessions, ("two", "one"))
+        _require_choice("library_pages", self.library_pages, ("keep", "drop"))
 
     @functools.cached_property
     def thread_count(self) -> int:
@@ -146,7 +150,12 @@ PRESETS: dict[str, ServingSettings] = {
     "balanced": ServingSettings(),
     # A session whose threads share every operator waits so often that spinning takes the cores from those that work.
     "small": ServingSettings(
-        sessions="one", spinning=False, arena=Arena(shrink="when_idle"), tokens_per_batch=256, huge_pages=False
+        sessions="one",
+        spinning=False,
+        arena=Arena(shrink="when_idle"),
+        tokens_per_batch=256,
+        huge_pages=False,
+        library_pages="drop",
     ),
     # The threads that read requests and write answers need the cores on which others would spin.
     "server": ServingSettings(spinning=False, warm_up=True),
