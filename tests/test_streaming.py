@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -60,6 +60,7 @@ def pieces_of(detokenizer: Detokenizer, tokens: Sequence[int], **options: object
 
 
 @ALL
+@example([[94] * 6, "我"], False)  # eight tokens of bytes that are no text, the last in the middle of a character
 @given(PIECES, st.booleans())
 def test_the_pieces_are_the_text_of_the_whole(kind: str, parts: list[str | list[int]], skip: bool) -> None:
     tokenizer, detokenizer = made(kind)

@@ -54,6 +54,9 @@ class Binding:
         self.seqlens_k = np.zeros(rows, np.int32)
         self.total_sequence_length = np.zeros(1, np.int32)
         self.input_ids = self.position_ids = np.zeros((rows, 0), np.int64)
+        # Python writes single numbers faster through these than into arrays.
+        self._last, self._longest = self.seqlens_k.data, self.total_sequence_length.data
+        self._ids = self._positions = self._wanted = self._last
         self._session = session
         self._inputs = inputs
         for name in (LOGIT_INDEX, "seqlens_k", TOTAL_LENGTH):
@@ -69,6 +72,20 @@ class Binding:
             self.input_ids, self.position_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
             self._bind_input("input_ids", self.input_ids)
             self._bind_input("position_ids", self.position_ids)
+            self._ids, self._positions, self._wanted = (
+                array.reshape(-1).data for array in (self.input_ids, self.position_ids, self.logit_index)
+            )
+
+    def set_step(self, tokens: Sequence[int], past: Sequence[int]) -> None:
+        """One new token a row, for which there is room, and how many tokens are before it."""
+        for row, (token, position) in enumerate(zip(tokens, past, strict=True)):
+            self._ids[row], self._positions[row], self._wanted[row] = token, position, 0
+
+    def set_lengths(self, lengths: Sequence[int]) -> None:
+        """The tokens of each row once the new ones are in."""
+        for row, length in enumerate(lengths):
+            self._last[row] = length - 1
+        self._longest[0] = max(lengths)
 
     def run(self) -> None:
         """Run the graph on what the arrays hold now."""

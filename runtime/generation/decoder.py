@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxpress.runtime.errors import InvalidBundleError, OnnxpressError, ProviderError
 from onnxpress.runtime.generation.bindings import (
@@ -77,14 +76,14 @@ class Decoder:
         Returns:
             logits after the last token of each: float32 [B, V], valid until the next run.
         """
-        lengths = np.array([len(prompt) for prompt in prompts])
+        lengths = [len(prompt) for prompt in prompts]
         binding = self._binding(first_row, len(prompts))
-        binding.resize(int(lengths.max()))
+        binding.resize(max(lengths))
         for row, prompt in enumerate(prompts):
             binding.input_ids[row, : len(prompt)] = prompt
             binding.input_ids[row, len(prompt) :] = 0
         binding.position_ids[:] = np.arange(binding.input_ids.shape[1])
-        binding.logit_index[:, 0] = lengths - 1
+        binding.logit_index[:, 0] = np.array(lengths) - 1
         return self._run(binding, first_row, prompts, lengths)
 
     def extend(self, row: int, tokens: Sequence[int], last: int = 1) -> FloatArray:
@@ -104,7 +103,7 @@ class Decoder:
         binding.input_ids[0] = tokens
         binding.position_ids[0] = np.arange(past, past + len(tokens))
         binding.logit_index[0] = np.arange(len(tokens) - last, len(tokens))
-        return self._run(binding, row, [tokens], np.array([past + len(tokens)]))
+        return self._run(binding, row, [tokens], [past + len(tokens)])
 
     def step(self, first_row: int, tokens: Sequence[int | None]) -> FloatArray:
         """Run one token for each of the rows from `first_row` on, whatever their lengths.
@@ -119,12 +118,10 @@ class Decoder:
         """
         binding = self._binding(first_row, len(tokens), captured=self.graphs is not None)
         binding.resize(1)
-        held = self.cache.tokens[first_row : first_row + len(tokens)]
-        lengths = np.array([len(row) for row in held])
-        binding.input_ids[:, 0] = [token or 0 for token in tokens]
-        binding.position_ids[:, 0] = lengths
-        binding.logit_index[:] = 0
-        return self._run(binding, first_row, [() if token is None else (token,) for token in tokens], lengths + 1)
+        past = [len(row) for row in self.cache.tokens[first_row : first_row + len(tokens)]]
+        binding.set_step([token or 0 for token in tokens], past)
+        new = [() if token is None else (token,) for token in tokens]
+        return self._run(binding, first_row, new, [length + 1 for length in past])
 
     def release(self) -> None:
         """Give the memory of the cache back; the next use allocates it anew."""
@@ -132,13 +129,12 @@ class Decoder:
         self.cache.release()
 
     def _run(
-        self, binding: Binding, first_row: int, tokens: Sequence[Sequence[int]], lengths: npt.NDArray[np.int_]
+        self, binding: Binding, first_row: int, tokens: Sequence[Sequence[int]], lengths: Sequence[int]
     ) -> FloatArray:
         """`lengths`: tokens of each row once these are in, [B]."""
-        longest = int(lengths.max())
+        longest = max(lengths)
         assert longest <= self.cache.capacity, f"{longest} tokens in a cache of {self.cache.capacity}"
-        binding.seqlens_k[:] = lengths - 1
-        binding.total_sequence_length[0] = longest
+        binding.set_lengths(lengths)
         try:
             binding.run()
         except OnnxpressError:  # of the device's driver

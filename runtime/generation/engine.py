@@ -180,6 +180,8 @@ class Engine:
 
     def _take(self) -> bool:
         """Wait for work and take what is new. Returns False when the thread is to end."""
+        if self._scheduler.busy and not (self._new or self._cancelled or self._closing):
+            return True  # between two steps, without the lock: what comes in this moment is seen after the next
         with self._changed:
             if not (self._new or self._cancelled or self._closing or self._scheduler.busy):
                 self._changed.wait(_IDLE_SECONDS)

@@ -144,6 +144,8 @@ class Rows:
             the first row of a step and the last. Those between them without a seat of these have room for a token
             behind what they hold.
         """
+        if len(seats) == 1:
+            return seats[0].place, seats[0].place
         while True:
             rows = sorted(seat.place for seat in seats)
             between = [row for row in range(rows[0], rows[-1]) if row not in rows]

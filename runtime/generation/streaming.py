@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import tokenizers
 
 _LONGEST_RUN = 64  # byte tokens that are held back until their run ends
-_LONGEST_WAIT = 8  # tokens that are held back while the text seems to end within a character
 _CONTEXT = 8  # tokens before a piece that can change how it is decoded
 
 
@@ -67,8 +66,8 @@ class Detokenizer:
         if self._decoders == ["ByteLevel"]:
             return _ByteStream(self._tokenizer, skipped, self._token_bytes)
         byte_of = self._bytes_of if "ByteFallback" in self._decoders else {}
-        waits = "ByteLevel" in self._decoders
-        return _WindowStream(self._tokenizer, skipped, byte_of, waits, after)
+        byte_level = "ByteLevel" in self._decoders
+        return _WindowStream(self._tokenizer, skipped, byte_of, byte_level, after)
 
     def token_text(self, token_id: int) -> TokenText:
         """A token by itself, as it is in the middle of a text."""
@@ -126,7 +125,7 @@ class _WindowStream(TextStream):
         tokenizer: tokenizers.Tokenizer,
         skipped: frozenset[int],
         byte_of: dict[int, int],
-        waits: bool,
+        byte_level: bool,
         after: Sequence[int],
     ) -> None:
         """
@@ -134,13 +133,13 @@ class _WindowStream(TextStream):
             tokenizer: of the tokens.
             skipped: tokens that are left out.
             byte_of: the byte that a token stands for, for tokens that do.
-            waits: a text that ends with U+FFFD may end within a character.
+            byte_level: the other tokens are sequences of bytes, which may end within a character.
             after: tokens before the first.
         """
         self._tokenizer = tokenizer
         self._skipped = skipped
         self._byte_of = byte_of
-        self._waits = waits
+        self._byte_level = byte_level
         self._context = self._last(after)
         self._held: list[int] = []
 
@@ -150,12 +149,11 @@ class _WindowStream(TextStream):
         self._held.append(token_id)
         if token_id in self._byte_of:
             return self._part_of_run() if len(self._held) >= _LONGEST_RUN else ""
-        text = self._text(self._held)
-        if self._waits and text.endswith("\ufffd") and len(self._held) < _LONGEST_WAIT:
-            return ""
+        complete = self._complete(self._bytes_held()) if self._byte_level else len(self._held)
+        shown, self._held = self._held[:complete], self._held[complete:]
+        text = self._text(shown)
         # What has no text may hide the token before from the next one.
-        self._context = self._held if text else [*self._context, *self._held][-_CONTEXT:]
-        self._held = []
+        self._context = shown if text else [*self._context, *shown][-_CONTEXT:]
         return text
 
     def finish(self) -> str:
@@ -171,12 +169,29 @@ class _WindowStream(TextStream):
 
     def _part_of_run(self) -> str:
         """The complete characters of a run that goes on."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        decoder.decode(bytes(self._byte_of[token] for token in self._held if token in self._byte_of))
-        complete = len(self._held) - len(decoder.getstate()[0])
+        complete = self._complete([bytes([self._byte_of[token]]) for token in self._held if token in self._byte_of])
         text = self._text(self._held[:complete])
         del self._held[:complete]
         return text
+
+    def _bytes_held(self) -> list[bytes]:
+        return [_bytes_of_token(self._tokenizer.id_to_token(token)) for token in self._held]
+
+    def _complete(self, parts: Sequence[bytes]) -> int:
+        """How many of the tokens held are before the incomplete character that they may end with.
+
+        Args:
+            parts: the bytes of the last of them.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(b"".join(parts))
+        pending, complete = len(decoder.getstate()[0]), len(self._held)
+        for part in reversed(parts):
+            if pending <= 0:
+                break
+            pending -= len(part)
+            complete -= 1
+        return complete
 
     def _last(self, tokens: Sequence[int]) -> list[int]:
         """The last of `tokens` that can matter: at least all of a run of byte tokens and what is before it."""
