@@ -8,14 +8,13 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
-import os
 import statistics
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import common
 from bench.answer_checks import AnswerChecks, wrong_error
 from bench.random_requests import CONSTRAINTS, LOOP_WAYS, THREAD_WAYS, Asked, RandomRequests
 from onnxpress.runtime.errors import OnnxpressError
@@ -193,7 +192,7 @@ class _Asking:
                 if number is None:
                     return
                 if number % max(1, self._count // _LOOKS) == 0:
-                    self.tally.resident.append((number, _resident_bytes()))
+                    self.tally.resident.append((number, common.memory_bytes()))
                     self.abandoned = [request for request in self.abandoned if not request.done]
                 asked = self._random.make(number, ways)
                 self.under_way[number] = asked
@@ -331,8 +330,3 @@ def _can_be_constrained(generator: Generator) -> bool:
     except OnnxpressError:
         return False
     return True
-
-
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -196,6 +196,20 @@ def show_record(facts: Mapping[str, Any]) -> None:
 # --- inputs ---
 
 
+def memory_bytes(peak: bool = False) -> int:
+    """Physical memory that this process holds, or the most it has held.
+
+    Raises:
+        BadInputError: the system does not tell.
+    """
+    from onnxpress.runtime.machine import peak_memory_bytes, resident_memory_bytes
+
+    found = peak_memory_bytes() if peak else resident_memory_bytes()
+    if found is None:
+        raise BadInputError("this system does not tell the memory of a process")
+    return found
+
+
 def read_lines(paths: Sequence[Path]) -> list[str]:
     """The lines of text files that are not empty."""
     lines = [line.strip() for path in paths for line in _text_of(path).splitlines()]

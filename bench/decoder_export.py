@@ -9,7 +9,6 @@ graph is not verified here, and nothing is run.
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 import tempfile
 import time
@@ -55,7 +54,7 @@ def measure(layers: int) -> dict[str, Any]:
     from onnxpress.exporter.decoder import trace_decoder
     from onnxpress.exporter.quiet import quiet
 
-    before = _resident_bytes()
+    before = common.memory_bytes()
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**{**SHAPE, "num_hidden_layers": layers})
     model = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
@@ -69,7 +68,7 @@ def measure(layers: int) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         files = sum(file.stat().st_size for file in Path(folder).iterdir())
         graph = onnx.load(str(path), load_external_data=False).graph
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    peak = common.memory_bytes(peak=True) - before
     return {
         "parameters": parameters,
         "layers": layers,
@@ -80,11 +79,6 @@ def measure(layers: int) -> dict[str, Any]:
         "files_mb": files / 1e6,
         "operators": dict(Counter(node.op_type for node in graph.node).most_common()),
     }
-
-
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * resource.getpagesize()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from bench import common
@@ -190,7 +189,7 @@ def peak(model: Any, seconds: float) -> dict[str, float]:
     while (taken := time.perf_counter() - start) < seconds or done < len(texts):
         model.embed(calls[done // 32 % len(calls)])
         done += 32
-    return {"texts_per_second": done / taken, "peak_mb": resident_mb("VmHWM")}
+    return {"texts_per_second": done / taken, "peak_mb": peak_mb()}
 
 
 def burst(model: Any) -> dict[str, float]:
@@ -217,7 +216,7 @@ def many(model: Any, requests: int) -> dict[str, Any]:
         model.embed(texts[int(len(texts) * draw.random() ** 2)])
         if number % (requests // 10) == 0:
             found.append(resident_mb())
-    return {"resident_mb": found, "peak_mb": resident_mb("VmHWM")}
+    return {"resident_mb": found, "peak_mb": peak_mb()}
 
 
 def texts_of(low: int, high: int, count: int, seed: int) -> list[str]:
@@ -226,12 +225,14 @@ def texts_of(low: int, high: int, count: int, seed: int) -> list[str]:
     return [" ".join(draw.choices(_WORDS, k=draw.randint(low, high) - 2 or 1)) for _ in range(count)]
 
 
-def resident_mb(field: str = "VmRSS") -> float:
-    """Resident memory of this process, now (VmRSS) or at most (VmHWM), in 1e6 bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise common.BadInputError("this system does not tell the memory of a process in /proc/self/status")
+def resident_mb() -> float:
+    """Memory that this process holds, in 1e6 bytes."""
+    return common.memory_bytes() / 1e6
+
+
+def peak_mb() -> float:
+    """The most it has held."""
+    return common.memory_bytes(peak=True) / 1e6
 
 
 if __name__ == "__main__":

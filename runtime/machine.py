@@ -260,14 +260,23 @@ def _gpu_name() -> str | None:
     return None
 
 
+def resident_memory_bytes() -> int | None:
+    """Physical memory that this process holds, or None where the system does not tell (it is Linux that does)."""
+    return _memory_in_status("VmRSS")
+
+
 def peak_memory_bytes() -> int | None:
     """The most physical memory this process has held so far, or None where the system does not tell."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return _peak_from_rusage()
     # Not getrusage on Linux: its figure starts with that of the process this one was started from.
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), None)
+    return _memory_in_status("VmHWM") or _peak_from_rusage()
+
+
+def _memory_in_status(field: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
 
 
 def _peak_from_rusage() -> int | None:

@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from onnxpress.runtime.call_report import CallReport
+from onnxpress.runtime.machine import resident_memory_bytes
 from onnxpress.runtime.runner import BatchingRunner
 from onnxpress.runtime.server import ServerSettings, create_app
 from onnxpress.runtime.server.calls import AnswerReport
@@ -19,7 +20,6 @@ from onnxpress.runtime.server.metrics import Metrics
 from onnxpress.runtime.server.registry import Models, ServedModel
 from onnxpress.runtime.server.request_record import RequestRecord
 from onnxpress.runtime.server.settings import Limits
-from onnxpress.runtime.server.watching import resident_bytes
 from tests.gated_app import Samples, app, ask, embed, gated_app, samples, scrape, value
 from tests.gated_graph import SECONDS, GatedGraph, graph, until
 from tests.tiny_generator import make_bundle, opening
@@ -119,7 +119,7 @@ def test_a_server_looks_at_itself_while_it_runs(app: FastAPI) -> None:
     assert value(found, "event_loop_delay_seconds") == 0  # not yet a second
 
 
-@pytest.mark.skipif(resident_bytes() is None, reason="the system does not tell what a process holds")
+@pytest.mark.skipif(resident_memory_bytes() is None, reason="the system does not tell what a process holds")
 def test_memory_is_that_of_the_process(app: FastAPI) -> None:
     found = scrape(app)
     resident, peak = (value(found, "memory_bytes", kind=kind) for kind in ("resident", "peak"))

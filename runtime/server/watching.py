@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import onnxpress
 from onnxpress.runtime.generation.engine import Engine, EngineState
 from onnxpress.runtime.generation.scheduler import Counts
-from onnxpress.runtime.machine import peak_memory_bytes
+from onnxpress.runtime.machine import peak_memory_bytes, resident_memory_bytes
 from onnxpress.runtime.server.application import Service
 from onnxpress.runtime.server.metrics import Metrics
 from onnxpress.runtime.server.registry import ServedModel
@@ -42,21 +40,12 @@ class Watch:
         """Look now."""
         metrics = self._service.metrics
         metrics.ready_workers.set(self._service.phase == "ready")
-        for kind, size in (("resident", resident_bytes()), ("peak", peak_memory_bytes())):
+        for kind, size in (("resident", resident_memory_bytes()), ("peak", peak_memory_bytes())):
             if size is not None:
                 metrics.memory.labels(kind).set(size)
         with self._lock:
             for look in self._looks:
                 look()
-
-
-def resident_bytes() -> int | None:
-    """Physical memory of this process, or None where the system does not tell (it is Linux that does)."""
-    try:
-        pages = Path("/proc/self/statm").read_text().split()[1]
-    except OSError:
-        return None
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _look(served: ServedModel, metrics: Metrics, most_waiting: int) -> Callable[[], None]:
