@@ -4,15 +4,12 @@ Three things keep memory after a run: onnxruntime's arena, which shrinks only at
 which lies in the arena until it is copied; and the C library, which keeps what is freed. So a session that has been
 idle runs the smallest input there is, with its answers bound to memory elsewhere, and then asks glibc to trim. glibc
 trims the top of its first heap only, and runs take their memory in many threads, so what is large must not lie in
-heaps at all: `_keep_large_blocks_out_of_heaps`.
+heaps at all (malloc.py).
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import os
-import sys
 import threading
 import time
 import weakref
@@ -23,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.malloc import give_back_free_memory, keep_large_blocks_out_of_heaps
 from onnxpress.runtime.settings import Arena
 
 if TYPE_CHECKING:
@@ -38,10 +36,6 @@ _TYPES = {
     "tensor(bool)": np.bool_,
 }
 _ONES = ("attention_mask", "total_sequence_length")  # inputs that say how much there is
-# mallopt(3); larger blocks are mapped one by one, so that freeing them gives them back.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGE_BYTES = 1 << 20
-_SET_BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 _registered: list[Arena] = []
 _registering = threading.Lock()
@@ -74,12 +68,6 @@ def arena_config(arena: Arena) -> dict[str, int]:
     return config | {name: size for name, size in sizes.items() if size is not None}
 
 
-def give_back_free_memory() -> bool:
-    """Make the C library return what it holds and nobody uses. False where it cannot, or had nothing."""
-    library = _glibc()
-    return library is not None and bool(library.malloc_trim(0))
-
-
 def rest(session: onnxruntime.InferenceSession) -> None:
     """End the thread in which a session waits to shrink, if it has one; a later run starts another."""
     timer: IdleTimer | None = getattr(session, "idle_timer", None)
@@ -103,25 +91,6 @@ def _register(arena: Arena) -> None:
                 f"this process has a shared arena with {arena_config(_registered[0])} already, and there cannot be "
                 f"another with {arena_config(arena)}: give all models the same settings, or leave `shared` out"
             )
-
-
-@functools.cache
-def _glibc() -> Any:
-    """The C library where it is glibc; None for musl, macOS and Windows, which have no `malloc_trim`."""
-    if sys.platform != "linux":
-        return None
-    library = ctypes.CDLL(None)
-    return library if hasattr(library, "malloc_trim") and hasattr(library, "mallopt") else None
-
-
-@functools.cache
-def _keep_large_blocks_out_of_heaps() -> None:
-    """Fix glibc's thresholds, once, for the whole process, unless its user has: by default they rise up to 32 MiB with
-    what is freed, and blocks that are freed below them stay in the heap of the thread that asked for them."""
-    library = _glibc()
-    if library is not None and not any(name in os.environ for name in _SET_BY_USER):
-        library.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-        library.mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)
 
 
 class IdleTimer:
@@ -181,7 +150,7 @@ def shrinking_session() -> Callable[..., onnxruntime.InferenceSession]:
         """See `shrinking_session`."""
 
         def __init__(self, path: str, options: onnxruntime.SessionOptions, *, arena: Arena, **more: Any) -> None:
-            _keep_large_blocks_out_of_heaps()
+            keep_large_blocks_out_of_heaps()
             super().__init__(path, options, **more)
             self._shrinking = onnxruntime.RunOptions()
             if arena.enabled:  # else there is nothing to shrink, and asking would be an error

@@ -5,7 +5,9 @@ A processor prefetches within a page and keeps the addresses of a few thousand p
 AMD EPYC (Zen 2) a Llama of 135 million parameters in INT4 decodes 1.27 times as fast with them, in FP32 1.09 times.
 
 Linux gives huge pages to memory that asks for them (`madvise`), unless an administrator forbids it; what is there
-already is moved (`MADV_COLLAPSE`, Linux 6.1). onnxruntime does not ask, so this does, for what it allocated.
+already is moved (`MADV_COLLAPSE`, Linux 6.1). onnxruntime does not ask, so this does, for what it allocated. Where the
+C library is glibc, weights are made to lie one behind another besides (malloc.py), which makes that model 1.02 to 1.04
+times as fast in INT4 and 1.08 times in INT8.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from onnxpress.runtime.malloc import large_blocks_in_heaps
 
 _SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
 _ADVISE_HUGE, _COLLAPSE = 14, 25  # MADV_HUGEPAGE, MADV_COLLAPSE (linux/mman.h)
@@ -53,7 +57,8 @@ def huge_pages(wanted: bool = True) -> Iterator[None]:
         yield
         return
     before = anonymous_memory()
-    yield
+    with large_blocks_in_heaps():
+        yield
     for start, end in added(before, anonymous_memory()):
         first, last = -(-start // size) * size, end // size * size
         if first < last:

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 import onnxpress
-from onnxpress.runtime.arenas import IdleTimer, arena_config, give_back_free_memory, smallest_feeds
+from onnxpress.runtime.arenas import IdleTimer, arena_config, smallest_feeds
 from onnxpress.runtime.bundle import open_bundle
 from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.malloc import give_back_free_memory
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.session import make_session
 from onnxpress.runtime.settings import PRESETS, Arena, ServingSettings, settings_of

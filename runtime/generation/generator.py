@@ -27,6 +27,7 @@ from onnxpress.runtime.generation.sampling import Sampling
 from onnxpress.runtime.generation.storage import storage_of
 from onnxpress.runtime.generation.streams import AsyncStream, AsyncStreams, Stream
 from onnxpress.runtime.huge_pages import huge_pages
+from onnxpress.runtime.malloc import give_back_after
 from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.providers import CPU, CUDA, Placement, Provider
 from onnxpress.runtime.providers.placement import placement_of
@@ -119,6 +120,7 @@ class Generator:
         model = model_to_open(bundle, variant, settings, on_cpu=name == CPU)
         with huge_pages(settings.huge_pages and name == CPU):
             session = make_session(model, variant.session, settings=settings, providers=providers)
+        give_back_after(session)
         if settings.warm_up:
             session.run(None, smallest_feeds(session))
         storage = storage_of(session)

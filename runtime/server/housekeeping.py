@@ -15,7 +15,7 @@ import gc
 import time
 from collections.abc import AsyncIterator
 
-from onnxpress.runtime.arenas import give_back_free_memory
+from onnxpress.runtime.malloc import give_back_free_memory
 
 _SECONDS = 5.0
 _WORKED_SECONDS = 0.1
