@@ -193,9 +193,6 @@ def show_record(facts: Mapping[str, Any]) -> None:
     print(f"load average before: {busy}" + ("  (the machine is busy: figures will be off)" if busy > 0.5 else ""))
 
 
-# --- inputs ---
-
-
 def memory_bytes(peak: bool = False) -> int:
     """Physical memory that this process holds, or the most it has held.
 
@@ -208,6 +205,9 @@ def memory_bytes(peak: bool = False) -> int:
     if found is None:
         raise BadInputError("this system does not tell the memory of a process")
     return found
+
+
+# --- inputs ---
 
 
 def read_lines(paths: Sequence[Path]) -> list[str]:

@@ -62,8 +62,8 @@ def huge_pages(wanted: bool = True) -> Iterator[None]:
     for start, end in added(before, anonymous_memory()):
         first, last = -(-start // size) * size, end // size * size
         if first < last:
-            _madvise(first, last - first, _ADVISE_HUGE)
-            _madvise(first, last - first, _COLLAPSE)
+            madvise(first, last - first, _ADVISE_HUGE)
+            madvise(first, last - first, _COLLAPSE)
 
 
 def anonymous_memory() -> list[Span]:
@@ -88,6 +88,6 @@ def added(before: list[Span], after: list[Span]) -> list[Span]:
     return found
 
 
-def _madvise(start: int, length: int, advice: int) -> None:
+def madvise(start: int, length: int, advice: int) -> None:
     """Advice that the system does not take changes nothing: memory may be short of huge pages, or Linux too old."""
     ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)

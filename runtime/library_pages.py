@@ -10,20 +10,18 @@ system's page cache, which gives them to whoever needs them, or the room to othe
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from onnxpress.runtime.huge_pages import Span, madvise
 
 _DONT_NEED = 4  # MADV_DONTNEED (linux/mman.h)
 _SMAPS = Path("/proc/self/smaps")
 # Private memory with a file behind it that nobody may write to: range, permissions, offset, device, inode, path.
 _FILE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r-[x-]p [0-9a-f]+ [0-9a-f:]+ [1-9]\d* +/")
 _HEAD = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
-
-Span = tuple[int, int]
-"""Addresses: the first, and the one behind the last."""
 
 
 @contextlib.contextmanager
@@ -50,8 +48,7 @@ def drop_library_pages() -> None:
     except OSError:  # a system that hides it
         return
     for start, end in unchanged_files(lines):
-        # Advice that is not taken, such as for memory that is locked, changes nothing.
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONT_NEED)
+        madvise(start, end - start, _DONT_NEED)
 
 
 def unchanged_files(lines: Sequence[str]) -> list[Span]:

@@ -56,7 +56,7 @@ def test_nothing_is_moved_where_it_is_not_wanted() -> None:
 
 def test_systems_without_them_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "page_bytes", lambda: None)
-    monkeypatch.setattr(module, "_madvise", lambda *_: pytest.fail("advice was given"))
+    monkeypatch.setattr(module, "madvise", lambda *_: pytest.fail("advice was given"))
     with huge_pages():
         touched(4 * MB)
 
