@@ -1,9 +1,11 @@
 """Whether `onnxpress tune` finds settings no slower than the default, three times out of three.
 
 `python -m bench.tune BUNDLE` runs the command three times, each with an empty cache of its own, and then measures what
-it kept against the default, independently of it: processes that take turns, whole passes over the same texts, in an
-order that alternates. Required: in each run the kept settings are at least 0.97x as fast (3 % is what two processes
-with equal settings may differ by), or the command said that there is nothing to gain. About 5 minutes.
+each kept against the default, independently of it: processes that take turns, whole passes over the same texts, in an
+order that alternates. All three are compared in the same rounds, so that a machine that is busy for some seconds spoils
+a few pairs of each and not all pairs of one. Required: in each run the kept settings are at least 0.97x as fast (3 % is
+what two processes with equal settings may differ by), or the command said that there is nothing to gain. About 5
+minutes.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import common
+
+if TYPE_CHECKING:
+    from onnxpress.runtime.tuning import Traffic
 
 RUNS = 3
 PAIRS = 9
@@ -50,19 +55,20 @@ def run(options: argparse.Namespace) -> int:
     """Runs, checks, result."""
     facts = common.record()
     common.show_record(facts)
-    runs: list[dict[str, Any]] = []
-    for number in range(RUNS):
+    winners: dict[str, dict[str, Any] | None] = {}
+    for number in range(1, RUNS + 1):
         with tempfile.TemporaryDirectory() as cache:
-            answer = tune(options, cache)
-        winner = answer["winner"]
-        ratio = 1.0 if winner is None else check(options, winner)
-        said = "nothing to gain" if winner is None else f"{winner['gain']:.2f}x, checked: {ratio:.2f}x"
-        print(f"run {number + 1}: {said}  {'' if winner is None else winner['settings']}", flush=True)
-        runs.append({"winner": winner, "checked_ratio": ratio})
+            winner = tune(options, cache)["winner"]
+        winners[f"run {number}"] = winner
+        said = "nothing to gain" if winner is None else f"{winner['gain']:.2f}x  {winner['settings']}"
+        print(f"run {number}: {said}", flush=True)
+    kept = {name: winner for name, winner in winners.items() if winner is not None}
+    ratios = dict.fromkeys(winners, 1.0) | (check(options, kept) if kept else {})
     limits = [
-        common.Limit(f"run {number}: kept settings / default", each["checked_ratio"], LEAST_RATIO, at_least=True)
-        for number, each in enumerate(runs, 1)
+        common.Limit(f"{name}: kept settings / default", ratio, LEAST_RATIO, at_least=True)
+        for name, ratio in ratios.items()
     ]
+    runs = [{"winner": winner, "checked_ratio": ratios[name]} for name, winner in winners.items()]
     return common.finish(
         {"benchmark": "tune", "goal": options.goal, "runs": runs, "machine": facts}, limits, options.require
     )
@@ -80,38 +86,37 @@ def tune(options: argparse.Namespace, cache: str) -> dict[str, Any]:
     return answer
 
 
-def check(options: argparse.Namespace, winner: dict[str, Any]) -> float:
-    """The median of pairs: the rate with the kept settings to that with the default's."""
+def check(options: argparse.Namespace, kept: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+    """Of each the median of pairs: the rate with the kept settings to that with the default's."""
     from onnxpress.runtime.bundle import open_bundle
     from onnxpress.runtime.decoding import decode
     from onnxpress.runtime.measuring import Worker
     from onnxpress.runtime.settings import ServingSettings
-    from onnxpress.runtime.tuning import make_traffic, settings_command
+    from onnxpress.runtime.tuning import DEFAULT, make_traffic, settings_command
 
     bundle = open_bundle(options.bundle)
-    variant = bundle.manifest.variant(winner["variant"])
-    traffic = make_traffic(bundle, options.goal, None, None, None)
-    asked: dict[str, Any] = {
-        "do": "throughput",
-        "texts": list(traffic.texts[:64]),
-        "batch": traffic.batch,
-        "seconds": 1,
-    }
-    if traffic.new_tokens is not None:
-        prompts = list(traffic.texts)
-        asked = {"do": "decoding", "prompts": prompts, "batch": traffic.batch, "new_tokens": traffic.new_tokens}
-        asked["seconds"] = 1
-    settings = {"default": ServingSettings(), "kept": decode(ServingSettings, winner["settings"])}
+    variant = bundle.manifest.variant(next(iter(kept.values()))["variant"])
+    asked = _question(make_traffic(bundle, options.goal, None, None, None))
+    settings = {name: decode(ServingSettings, winner["settings"]) for name, winner in kept.items()}
+    ratios: dict[str, list[float]] = {name: [] for name in kept}
     with ExitStack() as stack:
         workers = {}
-        for name, each in settings.items():
+        for name, each in {DEFAULT: ServingSettings(), **settings}.items():
             workers[name] = Worker(name, settings_command(bundle, variant, each))
             stack.callback(workers[name].close)
-        ratios: list[float] = []
-        for number in range(PAIRS):
-            rates = {name: workers[name].ask(**asked) for name in list(workers)[:: 1 if number % 2 else -1]}
-            ratios.append(rates["kept"] / rates["default"])
-    return float(statistics.median(ratios))
+        for turn in range(PAIRS):
+            rates = {name: workers[name].ask(**asked) for name in list(workers)[:: 1 if turn % 2 else -1]}
+            for name, found in ratios.items():
+                found.append(rates[name] / rates[DEFAULT])
+    return {name: float(statistics.median(found)) for name, found in ratios.items()}
+
+
+def _question(traffic: Traffic) -> dict[str, Any]:
+    """What a measuring process is asked for a rate."""
+    asked: dict[str, Any] = {"batch": traffic.batch, "seconds": 1}
+    if traffic.new_tokens is None:
+        return asked | {"do": "throughput", "texts": list(traffic.texts[:64])}
+    return asked | {"do": "decoding", "prompts": list(traffic.texts), "new_tokens": traffic.new_tokens}
 
 
 if __name__ == "__main__":
