@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,14 +72,6 @@ def make_model(folder: Path, graph: GatedGraph) -> Embedder:
 def vector(text: str) -> list[float]:
     ids = [int(word[1:]) for word in text.split()]
     return [float(sum(ids)), float(len(ids))]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread is about to do."""
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end, "this never came"
-        time.sleep(0.001)
 
 
 @pytest.fixture

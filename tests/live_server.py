@@ -6,14 +6,14 @@ import contextlib
 import dataclasses
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 
 from onnxpress.runtime.server.connections import uvicorn_options
 from onnxpress.runtime.server.settings import Limits
+from tests.waiting import until
 
 PATIENCE = 20.0
 """Seconds after which what should happen has not."""
@@ -65,14 +65,6 @@ def serve(app: Any, limits: Limits | None = None, **options: Any) -> Iterator[Li
         thread.join(PATIENCE)
         listener.close()
         assert not thread.is_alive()
-
-
-def until(happened: Callable[[], object]) -> None:
-    """Wait for it."""
-    end = time.monotonic() + PATIENCE
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 def request(path: str = "/", body: bytes | None = None, headers: str = "") -> bytes:

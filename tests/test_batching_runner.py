@@ -35,7 +35,8 @@ from onnxpress.runtime.queue_counts import QueueCounts
 from onnxpress.runtime.runner import BatchingRunner
 from onnxpress.runtime.tasks import Embedder
 from onnxpress.runtime.tokenizer import Tokenizer
-from tests.gated_graph import SECONDS, WORDS, GatedGraph, graph, make_model, new_runner, until, vector
+from tests.gated_graph import SECONDS, WORDS, GatedGraph, graph, make_model, new_runner, vector
+from tests.waiting import until
 
 __all__ = ["graph", "new_runner"]  # fixtures
 

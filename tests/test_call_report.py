@@ -14,7 +14,8 @@ from onnxpress.runtime.call_report import BatchReport, CallReport
 from onnxpress.runtime.errors import DeadlineExceededError, InvalidInputError, QueueFullError
 from onnxpress.runtime.queue_counts import QueueCounts
 from onnxpress.runtime.runner import BatchingRunner
-from tests.gated_graph import SECONDS, GatedGraph, graph, new_runner, until
+from tests.gated_graph import SECONDS, GatedGraph, graph, new_runner
+from tests.waiting import until
 
 __all__ = ["graph", "new_runner"]  # fixtures
 

@@ -16,7 +16,8 @@ import pytest
 from onnxpress.runtime.server.connections import HEADER_BYTES, uvicorn_options
 from onnxpress.runtime.server.limits import RequestLimits
 from onnxpress.runtime.server.settings import Limits
-from tests.live_server import PATIENCE, LiveServer, is_closed, read_answer, request, serve, until
+from tests.live_server import PATIENCE, LiveServer, is_closed, read_answer, request, serve
+from tests.waiting import until
 
 BIG = 50_000_000  # more than all buffers between server and client
 

@@ -27,7 +27,8 @@ from onnxpress.runtime.server.http_server import HttpServer
 from onnxpress.runtime.server.metrics import Metrics
 from onnxpress.runtime.server.routes import health
 from onnxpress.runtime.server.settings import ServerSettings
-from tests.served import WAIT_SECONDS, until
+from tests.served import WAIT_SECONDS
+from tests.waiting import until
 
 
 class Running:

@@ -22,8 +22,9 @@ from onnxpress.runtime.server import Limits, ServerSettings, create_app
 from onnxpress.runtime.server.limits import RequestLimits
 from onnxpress.runtime.server.registry import Models, ServedModel
 from onnxpress.runtime.token_sequences import PackedTokens
-from tests.live_server import LiveServer, read_answer, request, serve, until
+from tests.live_server import LiveServer, read_answer, request, serve
 from tests.tiny_generator import make_bundle, opening
+from tests.waiting import until
 
 LIMITS = Limits(waiting=8)
 

@@ -18,7 +18,8 @@ from fastapi.responses import StreamingResponse
 
 from onnxpress.runtime.server.limits import RequestLimits
 from onnxpress.runtime.server.settings import Limits
-from tests.live_server import LiveServer, is_closed, read_answer, request, serve, until
+from tests.live_server import LiveServer, is_closed, read_answer, request, serve
+from tests.waiting import until
 
 LIMITS = Limits(body_bytes=1000, bodies_bytes=2500, body_seconds=1.0, seconds=1.0)
 

@@ -21,8 +21,9 @@ from onnxpress.runtime.server.registry import Models, ServedModel
 from onnxpress.runtime.server.request_record import RequestRecord
 from onnxpress.runtime.server.settings import Limits
 from tests.gated_app import Samples, app, ask, embed, gated_app, samples, scrape, value
-from tests.gated_graph import SECONDS, GatedGraph, graph, until
+from tests.gated_graph import SECONDS, GatedGraph, graph
 from tests.tiny_generator import make_bundle, opening
+from tests.waiting import until
 
 __all__ = ["app", "graph"]  # fixtures
 

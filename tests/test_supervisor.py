@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.served import WAIT_SECONDS, Served, embed, serving, until
+from tests.served import WAIT_SECONDS, Served, embed, serving
+from tests.waiting import until
 
 CLIENTS = 8
 

@@ -16,7 +16,8 @@ import pytest
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.server.settings import Limits
 from onnxpress.runtime.server.tls import tls_context, tls_options, tls_warnings
-from tests.live_server import read_answer, request, serve, until
+from tests.live_server import read_answer, request, serve
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 
