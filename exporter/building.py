@@ -255,4 +255,5 @@ def _facts(model: Reference, source: Source) -> ModelFacts:
         outputs=model.outputs,
         settings=model.settings,
         weights_bytes=sum(path.stat().st_size for path in files),
+        notes=model.notes,
     )

@@ -51,6 +51,7 @@ class LoadedModel:
     model_type: str
     architecture: str
     parameters: int
+    notes: tuple[str, ...] = ()
 
     @property
     def backend(self) -> tokenizers.Tokenizer:

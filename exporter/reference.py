@@ -48,6 +48,10 @@ class Reference(Protocol):
     def parameters(self) -> int:
         """Number of weights."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what a bundle does otherwise than the model's own files say."""
+
     def compute(self, feeds: Mapping[str, Any]) -> dict[str, FloatArray]:
         """What the gate compares, by name, for the inputs of a case (`make_cases`)."""
 

@@ -47,6 +47,7 @@ def build_report(state: State) -> dict[str, Any]:
             "weights_sha256": state.source.files_sha256,
             "max_length": facts.settings.tokenizer.max_length,
             **_head(facts.settings),
+            "notes": list(facts.notes),
         },
         "target": config.target,
         "objective": config.objective,

@@ -32,6 +32,8 @@ class ModelFacts:
     outputs: tuple[Tensor, ...]
     settings: TaskSettings
     weights_bytes: int
+    notes: tuple[str, ...] = ()
+    """Sentences about what a bundle does otherwise than the model's own files say."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,6 +111,10 @@ class GenerationSettings:
     """The model's own sampling options, under transformers' names."""
     chat_template: str | None
     """Jinja, over a list of messages."""
+    special_tokens: dict[str, str]
+    """What chat templates write, by the names they have there: `bos_token`, `eos_token` and others."""
+    other_chat_templates: dict[str, str] = dataclasses.field(default_factory=dict)
+    """By name: conversations with tools take `tool_use` where there is one."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError, OnnxpressError
-from onnxpress.runtime.generation.chat import render_chat, template_variables
+from onnxpress.runtime.generation.chat import render_chat
 from tests.models import make_tokenizer
 
 FOLDER = Path(__file__).parent / "data" / "chat_templates"
@@ -126,8 +126,6 @@ def test_several_templates_are_chosen_by_name() -> None:
     named = {"default": "plain", "tool_use": "with {{ tools|length }} tools"}
     assert render_chat(named, [USER]) == "plain" == by_transformers(named, [USER])
     assert render_chat(named, [USER], tools=TOOLS) == "with 1 tools" == by_transformers(named, [USER], tools=TOOLS)
-    listed = [{"name": name, "template": text} for name, text in named.items()]
-    assert render_chat(listed, [USER], tools=TOOLS) == "with 1 tools"
     with pytest.raises(InvalidBundleError, match="chat templates rag, tool_use and none named default"):
         render_chat({"tool_use": "a", "rag": "b"}, [USER])
 
@@ -193,18 +191,6 @@ def test_a_template_may_ask_for_the_day() -> None:
     before = datetime.now(UTC).astimezone().strftime("%d %b %Y")
     shown = render_chat("{{ strftime_now('%d %b %Y') }}", [USER])
     assert shown in (before, datetime.now(UTC).astimezone().strftime("%d %b %Y"))
-
-
-def test_special_tokens_come_from_the_tokenizers_configuration() -> None:
-    config = {
-        "bos_token": "<s>",
-        "eos_token": {"content": "</s>", "lstrip": False},
-        "pad_token": None,
-        "add_bos_token": True,
-        "model_max_length": 5,
-    }
-    assert template_variables(config) == {"bos_token": "<s>", "eos_token": "</s>"}
-    assert render_chat("{{ bos_token }}{{ eos_token }}", [USER], **template_variables(config)) == "<s></s>"
 
 
 HOSTILE = {

@@ -244,10 +244,11 @@ def test_what_cannot_be_followed_is_refused_in_a_sentence(grammar: Grammar, mess
         (lambda: json_schema("{"), "the JSON schema is not JSON"),
         (lambda: json_schema("[1]"), "the JSON schema is of type list; give an object"),
         (lambda: json_schema({"const": {1, 2}}), "the JSON schema is not JSON"),
-        (lambda: json_schema({"x-guidance": 5}), "the JSON schema is not JSON"),
+        (lambda: json_schema({"x-guidance": 5}), "the JSON schema's x-guidance is 5; give an object"),
         (lambda: regex(5), "the regular expression is of type int; give a str"),  # type: ignore[arg-type]
         (lambda: regex("a" * 1_000_001), "the regular expression has 1,000,001 characters"),
         (lambda: choice([]), "the list of choices is empty"),
+        (lambda: choice(5), "the choices are 5; give a list of texts"),  # type: ignore[arg-type]
         (lambda: choice(["a", ""]), "choice 1 is ''"),
         (lambda: choice(["a", 3]), "choice 1 is 3"),  # type: ignore[list-item]
     ],
@@ -255,6 +256,29 @@ def test_what_cannot_be_followed_is_refused_in_a_sentence(grammar: Grammar, mess
 def test_what_is_no_grammar_is_refused_at_once(make: Callable[[], Grammar], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize(
+    ("grammar", "form"),
+    [
+        (choice(["<s>"]), "<s>"),
+        (choice(["a\x7fb"]), "a\x7fb"),
+        (regex("[0-9]<s>[0-9]"), "[0-9]<s>[0-9]"),
+        (regex("<s>[0-9]{3}</s>"), "<s>[0-9]{3}</s>"),
+        (json_schema({"const": "</s>"}), '"</s>"'),
+    ],
+)
+def test_a_text_may_have_the_spelling_of_a_special_token(kind: str, grammar: Grammar, form: str) -> None:
+    assert re.fullmatch(form, write(kind, grammar, 0))
+
+
+def test_a_grammar_may_ask_for_a_special_token() -> None:
+    tokenizer, made = grammars("byte-level")
+    constraint = made.start(lark('start: "a" <s> "b"'))
+    for token in ("a", "<s>", "b"):
+        assert np.flatnonzero(constraint.mask()).tolist() == [tokenizer.token_to_id(token)]
+        constraint.commit(tokenizer.token_to_id(token))
 
 
 def test_a_tokenizer_without_bytes_is_refused_by_name() -> None:

@@ -146,6 +146,7 @@ def test_other_families_agree_with_pytorch_and_are_valid_in_bfloat16(tmp_path: P
         bos_id=None,
         defaults={},
         chat_template=None,
+        special_tokens={},
     )
     replay = Replay(make_session(tmp_path / "half.onnx", SessionSettings(), settings=ServingSettings(1)), settings)
     found = np.stack([logits.copy() for logits in replay.steps(rows, following)], axis=1)

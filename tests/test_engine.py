@@ -265,6 +265,7 @@ def test_a_text_is_predicted_from_any_token_on_in_pieces(
         bos_id=None,
         defaults={},
         chat_template=None,
+        special_tokens={},
     )
     monkeypatch.setattr(replay, "LOGITS_BYTES", 4 * TINY.vocabulary * positions)
     text = np.random.default_rng(1).integers(4, 100, 30).tolist()

@@ -196,6 +196,41 @@ def test_measuring_gives_every_figure_of_a_decoder(folder: Path, tmp_path: Path)
     assert "new tokens a second" in result.report["default"]["reason"]
 
 
+def test_templates_special_tokens_and_settings_come_from_the_models_files(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_decoder(tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = "the"
+    tokenizer.chat_template = {
+        "default": "{{ messages[0].content }} {{ eos_token }} {{ unk_token }}",
+        "tool_use": "{{ tools|length }}",
+    }
+    tokenizer.save_pretrained(folder)
+    said = {
+        "eos_token_id": [5, 3],
+        "temperature": 0.7,
+        "no_repeat_ngram_size": 3,
+        "num_beams": 1,
+        "suppress_tokens": [],
+    }
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    assert main(["export", str(folder), "-o", str(tmp_path / "b"), "--variants", "fp32", "--measure", "none"]) == 0
+    note = "generation_config.json sets no_repeat_ngram_size, which answers do not heed by themselves"
+    assert note in " ".join(capfd.readouterr().err.split())
+    assert note in (tmp_path / "b" / "report.html").read_text()
+    assert note in json.loads((tmp_path / "b" / "report.json").read_text())["model"]["notes"][0]
+    model = onnxpress.load(tmp_path / "b", task="text-generation")
+    chat = [{"role": "user", "content": "my cat"}]
+    expected = tokenizer.apply_chat_template(chat, tokenize=False)
+    assert expected == "my cat the [UNK]"
+    assert model.chat_prompt(chat) == tokenizer.encode(expected, add_special_tokens=False)
+    assert model.settings.generation is not None
+    assert model.settings.generation.defaults == {"temperature": 0.7}
+    assert list(model.settings.generation.other_chat_templates) == ["tool_use"]
+    model.close()
+
+
 def test_a_model_without_a_chat_template_says_so(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", str(bundle)]) == 2
     assert "no chat template" in capsys.readouterr().err

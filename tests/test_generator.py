@@ -240,6 +240,22 @@ def test_a_chat_without_a_template_says_so(load: Callable[..., Generator]) -> No
         load({"chat_template": None}).chat([{"role": "user", "content": "hi"}])
 
 
+def test_templates_get_the_tokenizers_special_tokens_and_are_chosen_by_name(load: Callable[..., Generator]) -> None:
+    templates = {
+        "chat_template": "{{ unk_token }}{{ eos_token }}",
+        "special_tokens": {"unk_token": "U", "eos_token": "</s>"},
+        "eos_ids": (7, 1),
+        "other_chat_templates": {"tool_use": "{{ tools|length }}"},
+    }
+    generator = load(templates)
+    said = [{"role": "user", "content": "hi"}]
+    assert (
+        generator.chat_prompt(said, None, False, None) == byte_tokenizer().encode("U</s>", add_special_tokens=False).ids
+    )
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert generator.chat_prompt(said, tools, False, None) == byte_tokenizer().encode("1", add_special_tokens=False).ids
+
+
 def test_an_answer_that_does_not_fit_the_memory_allowed_is_refused(load: Callable[..., Generator]) -> None:
     small = load(cache_bytes=TINY.layout.size_bytes(1, 40))
     with pytest.raises(CacheMemoryError, match="allow the cache more memory"):

@@ -44,6 +44,7 @@ SETTINGS = GenerationSettings(
     bos_id=0,
     defaults={"max_new_tokens": 12, "temperature": 0.7},
     chat_template=TEMPLATE,
+    special_tokens={"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
 )
 
 

@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 _DEFAULTS = (
     "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens",
 )  # fmt: skip
+# And what else there changes answers in transformers, with the values that change nothing.
+_UNHEEDED: dict[str, Any] = {
+    "min_length": 0, "min_new_tokens": 0, "stop_strings": None, "max_time": None, "num_beams": 1, "penalty_alpha": 0.0,
+    "typical_p": 1.0, "top_h": None, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0, "bad_words_ids": None, "sequence_bias": None,
+    "suppress_tokens": None, "begin_suppress_tokens": None, "forced_bos_token_id": None, "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None, "guidance_scale": 1.0, "watermarking_config": None,
+}  # fmt: skip
 _BATCH = 16  # prompts that PyTorch continues together
 
 
@@ -38,6 +46,7 @@ class LoadedDecoder:
     tokenizer: Any
     facts: DecoderFacts
     settings: TaskSettings
+    notes: tuple[str, ...]
 
     @property
     def backend(self) -> tokenizers.Tokenizer:
@@ -159,6 +168,7 @@ def load_decoder(source: Source, config: ExportConfig) -> LoadedDecoder:
     said = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
     ends = said.get("eos_token_id", model.config.eos_token_id)
     ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    templates = _chat_templates(tokenizer)
     begin = said.get("bos_token_id", model.config.bos_token_id)
     return LoadedDecoder(
         model=model,
@@ -179,7 +189,32 @@ def load_decoder(source: Source, config: ExportConfig) -> LoadedDecoder:
                 eos_ids=tuple(map(int, ids)),
                 bos_id=begin if isinstance(begin, int) else None,
                 defaults={name: said[name] for name in _DEFAULTS if said.get(name) is not None},
-                chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
+                chat_template=templates.pop("default", None),
+                special_tokens=_special_tokens(tokenizer),
+                other_chat_templates=templates,
             ),
         ),
+        notes=(*facts.notes, *_unheeded(said)),
     )
+
+
+def _chat_templates(tokenizer: Any) -> dict[str, str]:
+    """By name; the one of a tokenizer that has only one is the default."""
+    found = tokenizer.chat_template
+    if isinstance(found, str):
+        return {"default": found}
+    return {str(name): str(template) for name, template in (found or {}).items()}
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, str]:
+    """Those that transformers gives to chat templates."""
+    return {name: str(token) for name, token in tokenizer.special_tokens_map.items() if not isinstance(token, list)}
+
+
+def _unheeded(said: Mapping[str, Any]) -> tuple[str, ...]:
+    """A sentence about settings of generation_config.json that change answers in transformers and not here."""
+    names = [name for name, neutral in _UNHEEDED.items() if said.get(name, neutral) not in (None, neutral, [], {})]
+    if not names:
+        return ()
+    found = f"generation_config.json sets {', '.join(names)}"
+    return (f"{found}, which answers do not heed by themselves: where that matters, transformers answers otherwise",)

@@ -67,6 +67,11 @@ class OnnxReference(OnnxModel):
         listed = self.source.config.get("architectures")
         return str(listed[0]) if isinstance(listed, list) and listed else "an ONNX graph"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Reference`."""
+        return ()
+
     def write_graph(self, path: Path) -> None:
         """See `Reference`: the file's graph with our inputs, outputs and axes, and with what the file leaves to do."""
         program = self._read(self.file)

@@ -311,8 +311,10 @@ def float32_lists(report: Report) -> list[Html]:
 
 
 def notes_list(report: Report) -> Html | None:
-    """What the pipeline has to say about single variants."""
-    facts = [
+    """What the pipeline has to say about the model and about single variants."""
+    model = part(report, "model").get("notes") or []
+    facts = [("model", [element("p", note) for note in model])] if model else []
+    facts += [
         (row.name, [element("p", note) for note in row.data.get("notes") or []])
         for row in all_series(report)
         if row.data.get("notes")

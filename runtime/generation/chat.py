@@ -11,8 +11,8 @@ from typing import Any
 
 from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError
 
-Template = str | Mapping[str, str] | Sequence[Mapping[str, str]]
-"""A template, or several by name, as `chat_template` in a `tokenizer_config.json` has them."""
+Template = str | Mapping[str, str]
+"""A template, or several by name."""
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of the same field; templates read the first two
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # the space shows whether the template strips messages
@@ -39,7 +39,7 @@ def render_chat(
         documents: what the model may read, for templates that have a place for them.
         add_generation_prompt: end with the header of an answer; None for yes, unless the last message is continued.
         continue_final_message: end within the last message, for the model to go on with it.
-        variables: what else the template uses: special tokens (`template_variables`), `enable_thinking`.
+        variables: what else the template uses: special tokens by name, `enable_thinking`.
 
     Raises:
         InvalidInputError: messages, tools or variables cannot be used, or the template refuses them.
@@ -66,30 +66,16 @@ def render_chat(
     return _cut(prompt, content) if continue_final_message else prompt
 
 
-def template_variables(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens that templates may use, from the content of a `tokenizer_config.json`: `bos_token` and others
-    by name."""
-    found = {}
-    for name, value in tokenizer_config.items():
-        text = value.get("content") if isinstance(value, Mapping) else value
-        if name.endswith("_token") and isinstance(text, str):
-            found[name] = text
-    return found
-
-
 def _choose(template: Template | None, tools: bool) -> str:
     if isinstance(template, str):
         return template
     if not template:
         raise InvalidInputError("this model has no chat template; give a prompt as one text instead of messages")
-    named = (
-        dict(template) if isinstance(template, Mapping) else {entry["name"]: entry["template"] for entry in template}
-    )
     for name in ("tool_use", "default") if tools else ("default",):
-        if name in named:
-            return named[name]
+        if name in template:
+            return template[name]
     raise InvalidBundleError(
-        f"this model has the chat templates {', '.join(sorted(named))} and none named default; give one of them"
+        f"this model has the chat templates {', '.join(sorted(template))} and none named default; give one of them"
     )
 
 

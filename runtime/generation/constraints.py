@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ Kind = Literal["JSON schema", "regular expression", "list of choices", "Lark gra
 _JSON_SPACE = r"[\x20\x0A\x0D\x09]{0,32}"
 _LONGEST_GRAMMAR = 1_000_000  # characters
 _MOST_KEPT = 32  # compiled grammars
+_UNFORCED = '%llguidance {"no_forcing": true}\n'  # see `Constraint._is_misread`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,10 @@ def json_schema(schema: Mapping[str, Any] | str) -> Grammar:
         parsed = json.loads(schema) if isinstance(schema, str) else schema
         if not isinstance(parsed, Mapping):
             raise InvalidInputError(f"the JSON schema is of type {type(parsed).__name__}; give an object")
-        options = {"whitespace_pattern": _JSON_SPACE, **dict(parsed.get("x-guidance", {}))}
+        own = parsed.get("x-guidance", {})
+        if not isinstance(own, Mapping):
+            raise InvalidInputError(f"the JSON schema's x-guidance is {own!r:.80}; give an object")
+        options = {"whitespace_pattern": _JSON_SPACE, **own}
         return _grammar("JSON schema", json.dumps({**parsed, "x-guidance": options}))
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, InvalidInputError):
@@ -78,13 +82,15 @@ def choice(options: Iterable[str]) -> Grammar:
     Raises:
         InvalidInputError: there are none, or one is not a text or empty.
     """
+    if not isinstance(options, Iterable):
+        raise InvalidInputError(f"the choices are {options!r:.80}; give a list of texts")
     texts = [options] if isinstance(options, str) else list(options)
     if not texts:
         raise InvalidInputError("the list of choices is empty; give at least one text")
     for index, text in enumerate(texts):
         if not isinstance(text, str) or not text:
             raise InvalidInputError(f"choice {index} is {text!r}; give a text that is not empty")
-    return _grammar("list of choices", "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
+    return _grammar("list of choices", "start: " + " | ".join(map(_quoted, texts)))
 
 
 def lark(text: str) -> Grammar:
@@ -109,6 +115,9 @@ class Grammars:
         self._tokenizer = tokenizer
         self._eos_ids = tuple(eos_ids)
         self._vocabulary = vocabulary
+        added = tokenizer.get_added_tokens_decoder()
+        special = frozenset(token for token, entry in added.items() if entry.special)
+        self._kinds = _Tokens(vocabulary, frozenset(eos_ids), special)
         self._lock = threading.Lock()
         self._tokens: llguidance.LLTokenizer | None = None
         self._compiled: dict[Grammar, llguidance.LLMatcher] = {}
@@ -132,19 +141,21 @@ class Grammars:
                 if len(self._compiled) >= _MOST_KEPT:
                     del self._compiled[next(iter(self._compiled))]
                 self._compiled[grammar] = matcher
-        return Constraint(matcher.deep_copy(), frozenset(self._eos_ids), self._vocabulary)
+        return Constraint(matcher.deep_copy(), lambda: self._compile(grammar, _UNFORCED), self._kinds)
 
-    def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
+    def _compile(self, grammar: Grammar, options: str = "") -> llguidance.LLMatcher:
         tokens = self._read_tokens()
         from llguidance import LLMatcher, LLParserLimits, regex_to_lark
 
         try:
-            if grammar.kind == "JSON schema":
+            if grammar.kind == "JSON schema" and not options:  # its errors do not repeat the schema
                 source = LLMatcher.grammar_from_json_schema(grammar.text)
+            elif grammar.kind == "JSON schema":
+                source = LLMatcher.grammar_from_lark(f"{options}start: %json {grammar.text}")
             elif grammar.kind == "regular expression":
-                source = LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(grammar.text, 'dw')}/")
+                source = LLMatcher.grammar_from_lark(f"{options}start: /{regex_to_lark(grammar.text, 'dw')}/")
             else:
-                source = LLMatcher.grammar_from_lark(grammar.text)
+                source = LLMatcher.grammar_from_lark(options + grammar.text)
             matcher = LLMatcher(tokens, source, log_level=0, limits=LLParserLimits(verbose_errors=False))
         except ValueError as error:
             raise InvalidInputError(f"the {grammar.kind} cannot be used: {error}") from error
@@ -172,13 +183,26 @@ class Grammars:
             return self._tokens
 
 
+@dataclasses.dataclass(frozen=True)
+class _Tokens:
+    """What a constraint knows of a model's tokens."""
+
+    vocabulary: int
+    eos_ids: frozenset[int]
+    special: frozenset[int]
+    """Those that are no text."""
+
+
 class Constraint:
     """Which tokens may come next in one answer. One thread uses it at a time."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, eos_ids: frozenset[int], vocabulary: int) -> None:
+    def __init__(
+        self, matcher: llguidance.LLMatcher, unforced: Callable[[], llguidance.LLMatcher], tokens: _Tokens
+    ) -> None:
         self._matcher = matcher
-        self._eos_ids = eos_ids
-        self._vocabulary = vocabulary
+        self._make_unforced: Callable[[], llguidance.LLMatcher] | None = unforced
+        self._tokens = tokens
+        self._taken: list[int] = []
 
     def mask(self) -> BoolArray:
         """The tokens that may come next: bool [V]. An end token is among them where the output may end here.
@@ -186,11 +210,29 @@ class Constraint:
         Raises:
             InvalidInputError: the grammar has become too complex to follow.
         """
+        allowed = self._allowed()
+        if self._make_unforced is not None and self._is_misread(allowed):
+            self._matcher = self._make_unforced()
+            self._make_unforced = None
+            for token in self._taken:
+                self._matcher.consume_token(token)
+            allowed = self._allowed()
+        return allowed
+
+    def _allowed(self) -> BoolArray:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
             message = _first_lines(self._matcher.get_error())
             raise InvalidInputError(f"the output cannot be constrained further: {message}")
-        return np.unpackbits(bits, count=self._vocabulary, bitorder="little").view(np.bool_)
+        return np.unpackbits(bits, count=self._tokens.vocabulary, bitorder="little").view(np.bool_)
+
+    def _is_misread(self, allowed: BoolArray) -> bool:
+        """Whether llguidance, where only one text can follow, has taken the spelling of a special token for the token:
+        it tokenizes such a text as a whole, and does not accept what it then asks for."""
+        only = np.flatnonzero(allowed)
+        if len(only) != 1 or int(only[0]) not in self._tokens.special:
+            return False
+        return int(only[0]) not in self._tokens.eos_ids or not self.may_end()
 
     def commit(self, token_id: int) -> None:
         """Go on with a token.
@@ -198,10 +240,11 @@ class Constraint:
         Raises:
             OnnxpressError: the token is not allowed here.
         """
-        if self.is_done() and token_id in self._eos_ids:
+        if self.is_done() and token_id in self._tokens.eos_ids:
             return
         if not self._matcher.consume_token(token_id):
             raise OnnxpressError(f"the token {token_id} is not allowed here by the grammar; choose one that `mask` has")
+        self._taken.append(token_id)
 
     def is_done(self) -> bool:
         """Whether the output is complete and nothing may follow."""
@@ -210,6 +253,11 @@ class Constraint:
     def may_end(self) -> bool:
         """Whether the output is complete, though more may follow."""
         return bool(self._matcher.is_accepting())
+
+
+def _quoted(text: str) -> str:
+    """As Lark has it, which takes no control characters as they are."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _grammar(kind: Kind, text: str) -> Grammar:

@@ -212,11 +212,11 @@ class Generator:
     ) -> list[int]:
         """The token ids that a conversation becomes. Arguments and errors as of `chat`."""
         text = render_chat(
-            self._generation.chat_template,
+            self._chat_templates(),
             messages,
             tools=tools,
             continue_final_message=continue_final_message,
-            **{**self._special_tokens(), **(template_variables or {})},
+            **{**self._generation.special_tokens, **(template_variables or {})},
         )
         return self._prompts.encode(text, rendered=True)
 
@@ -294,13 +294,10 @@ class Generator:
         assert self.served is not None, "made from no bundle"
         return self.served
 
-    def _special_tokens(self) -> dict[str, str]:
-        """The special tokens that chat templates write, by the names they have there."""
-        ids = {"bos_token": self._generation.bos_id, "pad_token": self.settings.tokenizer.pad_id}
-        if self._generation.eos_ids:
-            ids["eos_token"] = self._generation.eos_ids[0]
-        found = {name: self._prompts.tokenizer.id_to_token(token) for name, token in ids.items() if token is not None}
-        return {name: token for name, token in found.items() if token is not None}
+    def _chat_templates(self) -> dict[str, str]:
+        """By name."""
+        only = self._generation.chat_template
+        return ({} if only is None else {"default": only}) | self._generation.other_chat_templates
 
     # Requests
 

@@ -90,7 +90,7 @@ class ExportDisplay:
         for variant in report["variants"]:
             if variant["failure"]:
                 self._console.print(f"{variant['name']} is not in the bundle: {variant['failure']}", markup=False)
-        for note in _data_notes(report):
+        for note in (*report["model"]["notes"], *_data_notes(report)):
             self._console.print(note, markup=False)
         default = report["default"]
         self._console.print(f"default: {default['variant']}, {default['reason']}", markup=False)
