@@ -253,7 +253,7 @@ def test_templates_get_the_tokenizers_special_tokens_and_are_chosen_by_name(load
         generator.chat_prompt(said, None, False, None) == byte_tokenizer().encode("U</s>", add_special_tokens=False).ids
     )
     tools = [{"type": "function", "function": {"name": "f"}}]
-    assert generator.chat_prompt(said, tools, False, None) == byte_tokenizer().encode("1", add_special_tokens=False).ids
+    assert generator.chat_prompt(said, tools) == tokenizer.encode("1", add_special_tokens=False).ids
 
 
 def test_an_answer_that_does_not_fit_the_memory_allowed_is_refused(load: Callable[..., Generator]) -> None:
