@@ -247,11 +247,9 @@ def test_templates_get_the_tokenizers_special_tokens_and_are_chosen_by_name(load
         "eos_ids": (7, 1),
         "other_chat_templates": {"tool_use": "{{ tools|length }}"},
     }
-    generator = load(templates)
+    generator, tokenizer = load(templates), byte_tokenizer()
     said = [{"role": "user", "content": "hi"}]
-    assert (
-        generator.chat_prompt(said, None, False, None) == byte_tokenizer().encode("U</s>", add_special_tokens=False).ids
-    )
+    assert generator.chat_prompt(said) == tokenizer.encode("U</s>", add_special_tokens=False).ids
     tools = [{"type": "function", "function": {"name": "f"}}]
     assert generator.chat_prompt(said, tools) == tokenizer.encode("1", add_special_tokens=False).ids
 
