@@ -39,7 +39,7 @@ Written by `python -m bench.families --output docs/families.md`. Each row is a t
 with a standard deviation of 0.3) pressed into a bundle with three variants and compared with PyTorch. FP32: the largest
 difference of any number. FP16 and INT8 of embeddings: that and the lowest cosine similarity; of logits: that and the
 largest root mean square error, in units of the logits' own. Bold: did not pass the gate and is not in the bundle.
-Trained models are far easier to quantize than these.
+Trained models are far easier to quantize than these. Decoders that write text: [generation.md](generation.md).
 
 {date}, {machine}, {versions}.
 
