@@ -13,7 +13,7 @@ from onnxpress.cli import main
 from onnxpress.runtime import tuning
 from onnxpress.runtime.bundle import open_bundle
 from onnxpress.runtime.settings import ServingSettings
-from onnxpress.runtime.tuned import read_tuned
+from onnxpress.runtime.tuned import Tuned, keep_tuned, read_tuned
 from onnxpress.runtime.tuning import Goal, Tuning, candidates, is_clear_gain, make_traffic, tune
 
 BASE = 100.0
@@ -125,6 +125,10 @@ def test_the_command_keeps_and_forgets(
     assert main(["tune", str(bundle_copy), "--forget"]) == 0
     assert main(["tune", str(bundle_copy), "--forget"]) == 0
     assert "dropped" in capsys.readouterr().out
+    keep_tuned(bundle, Tuned("fp32", "latency", "sentences", 1.2, "2026-01-01T00:00:00Z", ServingSettings()))
+    for dropped in (True, False):
+        assert main(["tune", str(bundle_copy), "--forget", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"dropped": dropped}
     monkeypatch.setattr(Told, "gains", {"one": 0.5})
     assert main(command) == 0
     assert "nothing to gain" in capsys.readouterr().out

@@ -47,6 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     variant = bundle.manifest.variant(arguments.variant)
     if arguments.forget:
         dropped = forget_tuned(bundle, arguments.variant)
+        if arguments.json:
+            print(json.dumps({"dropped": dropped}))
+            return 0
         print("dropped: load uses the default settings again" if dropped else "nothing is kept for this bundle here")
         return 0
     if variant.target != "cpu":
