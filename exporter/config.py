@@ -17,6 +17,7 @@ from onnxpress.runtime.data.options import DataOptions
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.hardware import Hardware
 from onnxpress.runtime.machine import compute_capability, describe_machine
+from onnxpress.runtime.settings import require_threads
 
 Target = Literal["cpu", "cuda", "tensorrt"]
 Objective = Literal["throughput", "latency", "size", "memory"]
@@ -183,8 +184,7 @@ class ExportConfig:
             raise InvalidInputError(f"min_metric is {self.min_metric}; give a number")
         if not 0 <= self.search_budget < math.inf:
             raise InvalidInputError(f"search_budget is {self.search_budget}; give seconds, at least 0")
-        if self.threads is not None and self.threads < 1:
-            raise InvalidInputError(f"threads is {self.threads}; give at least 1")
+        require_threads(self.threads)
 
     def weight_only(self, bits: int) -> WeightOnlyConfig:
         """How the weights of a decoder become 8 or 4 bits.

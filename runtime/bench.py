@@ -20,6 +20,7 @@ from onnxpress.runtime.errors import InvalidInputError, ProviderError
 from onnxpress.runtime.machine import describe_machine, onnxruntime_version, usable_cores
 from onnxpress.runtime.manifest import Variant
 from onnxpress.runtime.paths import user_cache, write_atomically
+from onnxpress.runtime.settings import require_threads
 
 if TYPE_CHECKING:
     from onnxpress.runtime.evaluation import Evaluation
@@ -134,15 +135,14 @@ def measure_bundle(
         progress: called as it goes on.
 
     Raises:
-        InvalidInputError: `threads` is not a positive number, or a library that accuracy needs is missing.
+        InvalidInputError: `threads` cannot be meant, or a library that accuracy needs is missing.
         InvalidBundleError: a variant does not load.
     """
     from onnxpress.runtime.measuring import FULL, QUICK, measure, variant_command
     from onnxpress.runtime.timed_texts import make_workload
     from onnxpress.runtime.tokenizer import Tokenizer
 
-    if threads is not None and threads < 1:
-        raise InvalidInputError(f"threads is {threads}; give at least 1")
+    require_threads(threads)
     threads = threads or usable_cores()
     _require_place(bundle)
     settings = bundle.manifest.settings

@@ -17,7 +17,11 @@ OnnxpressError
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 
 class OnnxpressError(Exception):
@@ -103,7 +107,7 @@ class VerificationError(OnnxpressError):
 
 def first_line(error: BaseException) -> str:
     """What an error of a library says first, or its class where it says nothing; for a sentence of our own."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()[:300]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()[:500]
 
 
 def require_whole(name: str, value: object, least: int = 1, *, or_none: bool = False) -> None:
@@ -122,3 +126,57 @@ def require_whole(name: str, value: object, least: int = 1, *, or_none: bool = F
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         suffix = ", or None" if or_none else ""
         raise InvalidInputError(f"{name} is {value!r}; give a whole number of at least {least}{suffix}")
+
+
+def require_types(options: Any, where: str = "") -> None:
+    """
+    Args:
+        options: a dataclass, whose annotations name plain types, choices, classes and functions.
+        where: what the sentence begins with.
+
+    Raises:
+        InvalidInputError: a field is not what its annotation says. Of what is in a container nothing is said.
+    """
+    cls: type = type(options)
+    for name, kinds in _kinds_of(cls).items():
+        value = getattr(options, name)
+        if not any(_is_of(value, kind) for kind in kinds):
+            words = [word for kind in kinds for word in _words(kind)]
+            wanted = " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+            raise InvalidInputError(f"{where}{name} is {value!r}; give {wanted}")
+
+
+@functools.cache
+def _kinds_of(cls: type) -> dict[str, tuple[Any, ...]]:
+    """What each field may be."""
+    return {
+        name: typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        for name, hint in typing.get_type_hints(cls).items()
+    }
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    if typing.get_origin(kind) is Literal:
+        return isinstance(value, str) and value in typing.get_args(kind)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else typing.get_origin(kind) or kind)
+
+
+def _words(kind: Any) -> list[str]:
+    """What to give, for a person."""
+    if typing.get_origin(kind) is Literal:
+        return [repr(choice) for choice in typing.get_args(kind)]
+    kind = typing.get_origin(kind) or kind
+    return _WORDS.get(kind) or [f"{kind.__name__}(...)"]
+
+
+_WORDS: dict[Any, list[str]] = {
+    bool: ["True", "False"],
+    int: ["a whole number"],
+    float: ["a number"],
+    str: ["a text"],
+    types.NoneType: ["None"],
+    Callable: ["a function"],
+    Mapping: ["a dict"],
+}

@@ -138,7 +138,8 @@ def load(
 
     Raises:
         InvalidBundleError: the bundle is broken, or has no such variant or task.
-        InvalidInputError: `threads` is not a positive number, or there are no such settings.
+        InvalidInputError: `threads` is not a positive number or far more than there are cores, or there are no such
+            settings, or they contradict the options of a provider.
         ProviderError: a provider that was named cannot be used; the text says why.
     """
     given = None if settings is None else settings_of(settings)

@@ -67,14 +67,19 @@ class BatchingRunner(Blocking):
                 nothing is heard.
 
         Raises:
-            InvalidInputError: an argument is not such a number.
+            InvalidInputError: an argument is not such a model, number or function.
         """
+        if not isinstance(model, TaskModel | Generator):
+            raise InvalidInputError(f"model is {model!r}; give what onnxpress.load gave")
         tokens = _tokens_per_batch(model) if tokens_per_batch is None else tokens_per_batch
         for name, value in (("most_waiting", most_waiting), ("tokens_per_batch", tokens)):
             require_whole(name, value)
-        if isinstance(max_wait_seconds, bool) or not 0 <= max_wait_seconds <= 60:
+        is_number = isinstance(max_wait_seconds, int | float) and not isinstance(max_wait_seconds, bool)
+        if not is_number or not 0 <= max_wait_seconds <= 60:
             raise InvalidInputError(f"max_wait_seconds is {max_wait_seconds!r}; give a number from 0 to 60")
         require_whole("most_tokens", most_tokens, or_none=True)
+        if on_batch is not None and not callable(on_batch):
+            raise InvalidInputError(f"on_batch is {on_batch!r}; give a function, or None")
         serving: CallQueue | GeneratorCalls
         if isinstance(model, Generator):
             serving = GeneratorCalls(model, most_waiting, most_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +16,10 @@ from onnxpress.runtime.errors import InferenceError, InvalidBundleError, Provide
 from onnxpress.runtime.library_pages import dropped_library_pages
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
+from onnxpress.runtime.providers.names import CPU
 from onnxpress.runtime.providers.options import ON_CPU, Provider
 from onnxpress.runtime.providers.placement import RECORD_KEY
-from onnxpress.runtime.settings import ServingSettings
+from onnxpress.runtime.settings import Arena, ServingSettings
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -64,12 +66,15 @@ def make_session(
 
     Raises:
         InvalidBundleError: onnxruntime cannot load the file, or write the other one.
+        InvalidInputError: the arena is another one than the process shares, or off by the options of the CPU provider
+            and shared or configured by the settings.
         ProviderError: the first provider did not start.
     """
     import_onnxruntime()
     import onnxruntime
 
-    options = _session_options(session_settings, settings, providers, write_packed)
+    settings = dataclasses.replace(settings, arena=_arena(settings.arena, providers))
+    options = _session_options(session_settings, settings, write_packed)
     # A provider that fails to start is reported below, in a sentence, rather than by onnxruntime's own log.
     onnxruntime.set_default_logger_severity(_SILENT)
     try:
@@ -99,11 +104,16 @@ def make_session(
     return session
 
 
+def _arena(arena: Arena, providers: Sequence[Provider]) -> Arena:
+    """The arena of the settings, on or off as the options of the CPU provider say where they say it."""
+    for provider in providers:
+        if provider.name == CPU and "use_arena" in provider.options:
+            return dataclasses.replace(arena, enabled=provider.options["use_arena"] == "1")
+    return arena
+
+
 def _session_options(
-    session_settings: SessionSettings,
-    settings: ServingSettings,
-    providers: Sequence[Provider],
-    write_packed: Path | None,
+    session_settings: SessionSettings, settings: ServingSettings, write_packed: Path | None
 ) -> onnxruntime.SessionOptions:
     """What onnxruntime is told of a session, but for its providers."""
     import onnxruntime
@@ -111,10 +121,8 @@ def _session_options(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.thread_count
     options.inter_op_num_threads = 1
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _SILENT  # what fails is raised, and the message is in our sentence
     apply_arena(options, settings.arena)
-    if any(provider.options.get("use_arena") == "0" for provider in providers):
-        options.enable_cpu_mem_arena = False
     config = {RECORD_KEY: "1", **hardware.session_config(describe_machine()), **session_settings.config}
     if not settings.prepacking:
         config["session.disable_prepacking"] = "1"

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from onnxpress.runtime.batching import TOKENS_PER_BATCH
-from onnxpress.runtime.errors import InvalidInputError, require_whole
+from onnxpress.runtime.errors import InvalidInputError, require_types, require_whole
 from onnxpress.runtime.machine import usable_cores
 
 Preset = Literal["latency", "balanced", "small", "server"]
@@ -18,9 +19,28 @@ Extend = Literal["power_of_two", "as_requested"]
 Shrink = Literal["never", "after_run", "when_idle"]
 
 
-def _require_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InvalidInputError(f"{name} is {value!r}; give one of: {', '.join(known)}")
+_THREADS_OF_EACH = 4  # for each processor of the machine; nothing is faster with more than one
+_THREADS_ANYWHERE = 16
+"""Threads that are allowed on any machine, so that what was written for another one goes on working: even on two cores
+sixteen start in seconds; thousands take so long that loading seems to hang."""
+
+
+def require_threads(threads: int | None) -> None:
+    """
+    Args:
+        threads: to compute with; None for what stands for it.
+
+    Raises:
+        InvalidInputError: it is no positive number, or so many that they would wait for each other rather than work:
+            above four for each processor of the machine, and above 16.
+    """
+    require_whole("threads", threads, or_none=True)
+    most = max(_THREADS_ANYWHERE, _THREADS_OF_EACH * (os.cpu_count() or 1))
+    if threads is not None and threads > most:
+        raise InvalidInputError(
+            f"threads is {threads}, and this process may use {usable_cores()} cores; more than {most} threads would "
+            "only wait for each other: give about as many as cores, or None"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +79,15 @@ class Arena:
         Raises:
             InvalidInputError: a value cannot be, or contradicts another.
         """
-        _require_choice("extend", self.extend, get_args(Extend))
-        _require_choice("shrink", self.shrink, get_args(Shrink))
         for name in ("initial_bytes", "growth_bytes", "max_bytes"):
             require_whole(name, getattr(self, name), or_none=True)
+        require_types(self)
         if not 0 < self.idle_seconds <= 86400:
             raise InvalidInputError(f"idle_seconds is {self.idle_seconds}; give a number of seconds up to 86400")
         if not self.enabled and (self.shared or self.is_configured):
-            raise InvalidInputError("the arena is off, so it can be neither shared nor configured")
+            raise InvalidInputError(
+                "the arena is off, so it can be neither shared nor configured: switch it on, or leave the rest out"
+            )
         if self.is_configured and not self.shared:
             raise InvalidInputError(
                 "onnxruntime has these settings for shared arenas only: set shared=True, or leave extend, "
@@ -113,10 +134,9 @@ class ServingSettings:
         Raises:
             InvalidInputError: a value cannot be.
         """
-        require_whole("threads", self.threads, or_none=True)
-        require_whole("tokens_per_batch", self.tokens_per_batch, or_none=True)
-        _require_choice("sessions", self.sessions, ("two", "one"))
-        _require_choice("library_pages", self.library_pages, ("keep", "drop"))
+        require_threads(self.threads)
+        require_whole("tokens_per_batch", self.tokens_per_batch)
+        require_types(self)
 
     @functools.cached_property
     def thread_count(self) -> int:
@@ -131,7 +151,7 @@ class ServingSettings:
         """The same with another number of threads; None leaves them.
 
         Raises:
-            InvalidInputError: it is not a positive number.
+            InvalidInputError: it is not a positive number, or far more than there are cores.
         """
         return self if threads is None else dataclasses.replace(self, threads=threads)
 

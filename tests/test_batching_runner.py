@@ -280,10 +280,29 @@ def test_the_time_allowed_is_a_number_of_seconds(new_runner: Callable[..., Batch
         new_runner().within(seconds)
 
 
-@pytest.mark.parametrize("options", [{"most_waiting": 0}, {"tokens_per_batch": 1.5}, {"max_wait_seconds": -1}])
-def test_limits_are_numbers(new_runner: Callable[..., BatchingRunner], options: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInputError, match=next(iter(options))):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"most_waiting": 0},
+        {"tokens_per_batch": 1.5},
+        {"max_wait_seconds": -1},
+        {"max_wait_seconds": "x"},
+        {"most_tokens": "9"},
+        {"on_batch": 3},
+    ],
+    ids=str,
+)
+def test_arguments_are_numbers_and_functions(
+    new_runner: Callable[..., BatchingRunner], options: dict[str, Any]
+) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(InvalidInputError, match=f"^{name} is {value!r}; give a "):
         new_runner(**options)
+
+
+def test_a_runner_needs_a_model() -> None:
+    with pytest.raises(InvalidInputError, match=r"model is 'bundle'; give what onnxpress\.load gave"):
+        BatchingRunner("bundle")  # type: ignore[arg-type]
 
 
 def test_a_cancelled_task_leaves_the_queue(new_runner: Callable[..., BatchingRunner], graph: GatedGraph) -> None:

@@ -125,7 +125,8 @@ def test_a_decoder_is_measured_by_its_tokens(tmp_path: Path, capsys: Capture) ->
     ("options", "sentence"),
     [
         (["--variant", "int3"], "the bundle has no variant 'int3'; it has: fp32, fp16, int8"),
-        (["--threads", "0"], "threads is 0; give at least 1"),
+        (["--threads", "0"], "threads is 0; give a whole number of at least 1"),
+        (["--threads", "99999"], "threads is 99999, and this process may use"),
         (["--eval", "/nowhere.tsv"], "/nowhere.tsv"),
     ],
 )

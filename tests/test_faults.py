@@ -94,6 +94,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path, capsys: Capture) -> None:
         (("--target", "cuda", "--variants", "int8"), "int8"),
         (("--max-accuracy-drop", "-1"), "-1"),
         (("--threads", "0"), "0"),
+        (("--threads", "99999"), "99999"),
         (("--eval", "missing.tsv"), "missing.tsv"),
     ],
 )

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 
@@ -26,7 +27,7 @@ from onnxpress.runtime.providers import (
 )
 from onnxpress.runtime.providers.tensorrt import EngineBuild
 from onnxpress.runtime.session import make_session
-from onnxpress.runtime.settings import ServingSettings
+from onnxpress.runtime.settings import Arena, ServingSettings
 from tests.fake_machine import L4, FakeMachine, install, without_gpu
 
 INPUTS = (
@@ -84,10 +85,28 @@ def test_cpu_options_become_the_arena_of_the_session(tmp_path: Path) -> None:
     assert CpuOptions(use_arena=True).provider().options == {"use_arena": "1"}
     model = tmp_path / "tiny.onnx"
     model.write_bytes(tiny_graph())
-    for use_arena, expected in ((None, True), (True, True), (False, False)):
+    for use_arena, enabled, expected in (
+        (None, True, True),
+        (None, False, False),
+        (True, True, True),
+        (True, False, True),
+        (False, True, False),
+    ):
         provider = CpuOptions(use_arena=use_arena).provider()
-        session = make_session(model, SessionSettings(), settings=ServingSettings(threads=1), providers=[provider])
+        settings = ServingSettings(threads=1, arena=Arena(enabled))
+        session = make_session(model, SessionSettings(), settings=settings, providers=[provider])
         assert session.get_session_options().enable_cpu_mem_arena is expected
+
+
+def test_an_arena_that_cpu_options_switch_off_does_not_shrink_and_is_not_shared(tmp_path: Path) -> None:
+    model = tmp_path / "tiny.onnx"
+    model.write_bytes(tiny_graph())
+    off = [CpuOptions(use_arena=False).provider()]
+    shrinking = ServingSettings(threads=1, arena=Arena(shrink="after_run"))
+    session = make_session(model, SessionSettings(), settings=shrinking, providers=off)
+    session.run(None, {node.name: np.zeros(node.shape, np.float32) for node in session.get_inputs()})
+    with pytest.raises(InvalidInputError, match="the arena is off, so it can be neither shared"):
+        make_session(model, SessionSettings(), settings=ServingSettings(1, arena=Arena(shared=True)), providers=off)
 
 
 def test_options_of_another_provider_pass_as_they_are() -> None:
@@ -106,13 +125,22 @@ def test_options_of_another_provider_pass_as_they_are() -> None:
         (lambda: CudaOptions(tf32=1), "CudaOptions: tf32 is 1; give True, False or None"),
         (
             lambda: CudaOptions(arena_extend_strategy="kSameAsRequested"),
-            "is 'kSameAsRequested'; give one of 'next_power_of_two', 'same_as_requested', or None",
+            "is 'kSameAsRequested'; give 'next_power_of_two', 'same_as_requested' or None",
         ),
-        (lambda: CudaOptions(convolution_search="fast"), "give one of 'exhaustive', 'heuristic', 'default', or None"),
+        (lambda: CudaOptions(arena_extend_strategy=["a"]), "arena_extend_strategy is ['a']; give 'next_power_of_two'"),
+        (lambda: CudaOptions(convolution_search="fast"), "give 'exhaustive', 'heuristic', 'default' or None"),
         (lambda: CpuOptions(use_arena="no"), "CpuOptions: use_arena is 'no'; give True, False or None"),
         (lambda: TensorrtOptions(optimization_level=6), "optimization_level is 6; give a whole number from 0 to 5"),
         (lambda: TensorrtOptions(max_batch=8, typical_batch=9), "typical_batch is 9; give a whole number from 1 to 8"),
         (lambda: TensorrtOptions(fp16="yes"), "TensorrtOptions: fp16 is 'yes'; give True, False or None"),
+        (lambda: TensorrtOptions(max_batch=None), "max_batch is None; give a whole number of at least 1"),
+        (lambda: TensorrtOptions(engine_cache=None), "TensorrtOptions: engine_cache is None; give True or False"),
+        (lambda: TensorrtOptions(on_build=3), "TensorrtOptions: on_build is 3; give a function or None"),
+        (lambda: OtherProvider("openvino", None), "OtherProvider: options is None; give a dict"),
+        (lambda: OtherProvider("openvino", ["a"]), "OtherProvider: options is ['a']; give a dict"),
+        (lambda: OtherProvider(CPU, {"arena": 0}).provider(), "has no option 'arena'; it takes use_arena"),
+        (lambda: OtherProvider(CPU, {"use_arena": "no"}).provider(), "use_arena is 'no'; give 0 or 1"),
+        (lambda: OtherProvider("AzureExecutionProvider", {"a": 1}).provider(), "has no option 'a'; it takes none"),
         (lambda: OtherProvider(""), "OtherProvider's name is ''; give a provider's name"),
         (lambda: OtherProvider("qnn", {"on": True}), "option 'on' is True; give the text or number that the provider"),
         (lambda: OtherProvider("qnn", {1: "a"}), "options have the key 1; keys are strings"),

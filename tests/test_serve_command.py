@@ -65,6 +65,7 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
         (["a", "--port", "65536"], "port is 65536; give 0 to 65535"),
         (["a", "--workers", "0"], "workers is 0; give a whole number of at least 1"),
         (["a", "--threads", "-1"], "threads is -1; give a whole number of at least 1"),
+        (["a", "--threads", "99999"], "threads is 99999, and this process may use"),
         (["a", "--tls-key", "key"], "TLS needs both a certificate and a key"),
         (["a", "--config", "nowhere.toml"], "the settings nowhere.toml cannot be read: No such file or directory"),
         (["nowhere", "--port", "0"], "nowhere: there is no bundle folder at nowhere"),

@@ -17,10 +17,10 @@ import pytest
 import onnxpress
 from onnxpress.runtime.arenas import IdleTimer, arena_config, smallest_feeds
 from onnxpress.runtime.bundle import open_bundle
-from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.errors import InferenceError, InvalidInputError
 from onnxpress.runtime.malloc import give_back_free_memory
 from onnxpress.runtime.manifest import SessionSettings
-from onnxpress.runtime.session import make_session
+from onnxpress.runtime.session import make_session, runner
 from onnxpress.runtime.settings import PRESETS, Arena, ServingSettings, settings_of
 from onnxpress.runtime.tuned import Tuned, _path, forget_tuned, keep_tuned, read_tuned
 from tests.decoder_graph import TinyDecoder
@@ -32,15 +32,21 @@ WAIT = 30.0  # seconds until a test gives up
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Arena(extend="twice"), "extend is 'twice'; give one of: power_of_two, as_requested"),
+        (lambda: Arena(extend="twice"), "extend is 'twice'; give 'power_of_two' or 'as_requested'"),
         (lambda: Arena(shrink="sometimes"), "shrink is 'sometimes'"),
         (lambda: Arena(shared=True, initial_bytes=0), "initial_bytes is 0; give a whole number"),
         (lambda: Arena(idle_seconds=0), "idle_seconds is 0"),
+        (lambda: Arena(idle_seconds="2"), "idle_seconds is '2'; give a number"),
+        (lambda: Arena(enabled="no"), "enabled is 'no'; give True or False"),
         (lambda: Arena(max_bytes=1 << 30), "set shared=True"),
         (lambda: Arena(enabled=False, shared=True), "the arena is off"),
         (lambda: ServingSettings(threads=True), "threads is True"),
         (lambda: ServingSettings(threads=0), "threads is 0"),
         (lambda: ServingSettings(tokens_per_batch=-1), "tokens_per_batch is -1"),
+        (lambda: ServingSettings(tokens_per_batch=None), "tokens_per_batch is None; give a whole number"),
+        (lambda: ServingSettings(arena=None), "arena is None; give Arena(...)"),
+        (lambda: ServingSettings(spinning="no"), "spinning is 'no'; give True or False"),
+        (lambda: ServingSettings(warm_up=1), "warm_up is 1; give True or False"),
         (lambda: ServingSettings(sessions="three"), "sessions is 'three'"),
         (
             lambda: settings_of("tiny"),
@@ -62,6 +68,14 @@ def test_settings_say_what_differs_from_the_default() -> None:
 def test_threads_that_are_named_overrule_the_settings() -> None:
     assert ServingSettings(threads=3).with_threads(2).thread_count == 2
     assert ServingSettings(threads=3).with_threads(None).thread_count == 3
+
+
+@pytest.mark.parametrize(("processors", "most"), [(1, 16), (2, 16), (96, 384), (None, 16)])
+def test_threads_are_bounded_by_the_machine(monkeypatch: pytest.MonkeyPatch, processors: int | None, most: int) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: processors)
+    assert ServingSettings(threads=most).thread_count == most
+    with pytest.raises(InvalidInputError, match=f"threads is {most + 1}, and this .* more than {most} threads"):
+        ServingSettings(threads=most + 1)
 
 
 def test_an_arena_is_configured_by_the_names_that_onnxruntime_documents() -> None:
@@ -185,6 +199,14 @@ def test_the_timer_that_is_stopped_calls_nothing() -> None:
 
 def test_giving_memory_back_says_whether_it_could() -> None:
     assert give_back_free_memory() in (True, False)
+
+
+def test_what_fails_in_a_run_is_raised_and_not_written(graph: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    session = make_session(graph, SessionSettings(), settings=ServingSettings(1))
+    feeds = smallest_feeds(session)
+    with pytest.raises(InferenceError, match="out of data bounds"):
+        runner(session, ["logits"])(feeds | {"input_ids": feeds["input_ids"] + 99})
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_process_has_one_shared_arena(graph: Path) -> None:

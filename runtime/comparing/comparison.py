@@ -18,6 +18,7 @@ from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation import TASKS, Evaluation, paired_interval
 from onnxpress.runtime.machine import describe_machine, usable_cores, versions
 from onnxpress.runtime.measuring import FULL, QUICK, Measurement, best_rate, measure
+from onnxpress.runtime.settings import require_threads
 from onnxpress.runtime.timed_texts import make_workload
 
 SCHEMA_VERSION = 1
@@ -42,8 +43,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.measure not in ("none", "quick", "full"):
             raise InvalidInputError(f"measure is {self.measure!r}; give quick, full or none")
-        if self.threads is not None and self.threads < 1:
-            raise InvalidInputError(f"threads is {self.threads}; give a number of at least 1")
+        require_threads(self.threads)
         if self.examples < 0:
             raise InvalidInputError(f"examples is {self.examples}; give a number of at least 0")
 

@@ -7,6 +7,7 @@ from onnxpress._onnxruntime import MINIMUM_ONNXRUNTIME
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
+AZURE = "AzureExecutionProvider"
 
 SHORT_NAMES = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 """The targets of variants."""

@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from onnxpress.runtime.errors import InvalidInputError
-from onnxpress.runtime.providers.names import CPU, CUDA
+from onnxpress.runtime.errors import InvalidInputError, require_types
+from onnxpress.runtime.providers.names import AZURE, CPU, CUDA
 
 if TYPE_CHECKING:
     from onnxpress.runtime.providers.graph import ServedGraph
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _STRATEGIES = {"next_power_of_two": "kNextPowerOfTwo", "same_as_requested": "kSameAsRequested"}
 _SEARCHES = {"exhaustive": "EXHAUSTIVE", "heuristic": "HEURISTIC", "default": "DEFAULT"}
+_KEYS = {CPU: ("use_arena",), AZURE: ()}  # of providers that leave out, without a word, what they do not know
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +44,11 @@ class CpuOptions:
     """Options of the CPU provider."""
 
     use_arena: bool | None = None
-    """Keep freed memory for the next run. The CPU provider takes this from the session (`enable_cpu_mem_arena`), which
-    runtime/session.py sets by it."""
+    """Keep freed memory for the next run; None: as `Arena.enabled` of the settings says, which it overrules. The CPU
+    provider takes this from the session (`enable_cpu_mem_arena`), which runtime/session.py sets by it."""
 
     def __post_init__(self) -> None:
-        check_flags(self, "use_arena")
+        require_types(self, "CpuOptions: ")
 
     def provider(self, graph: ServedGraph | None = None) -> Provider:
         """The provider for a session."""
@@ -85,15 +86,10 @@ class CudaOptions:
     """Bits that allow kernels of attention (`sdpa_kernel`)."""
 
     def __post_init__(self) -> None:
-        check_whole(self, "device_id", least=0)
+        check_whole(self, "device_id", least=0, or_none=False)
         check_whole(self, "memory_limit_bytes", least=1)
         check_whole(self, "attention_kernels", least=0)
-        check_choice(self, "arena_extend_strategy", _STRATEGIES)
-        check_choice(self, "convolution_search", _SEARCHES)
-        check_flags(
-            self, "cuda_graphs", "tf32", "convolution_max_workspace", "copy_in_default_stream", "unified_stream",
-            "strict_skip_layer_norm", "prefer_nhwc",
-        )  # fmt: skip
+        require_types(self, "CudaOptions: ")
 
     def provider(self, graph: ServedGraph | None = None) -> Provider:
         """The provider for a session."""
@@ -127,6 +123,7 @@ class OtherProvider:
             raise InvalidInputError(
                 f"OtherProvider's name is {self.name!r}; give a provider's name, such as 'openvino'"
             )
+        require_types(self, "OtherProvider: ")
         for key, value in self.options.items():
             if not isinstance(key, str):
                 raise InvalidInputError(f"OtherProvider's options have the key {key!r}; keys are strings")
@@ -136,8 +133,18 @@ class OtherProvider:
                 )
 
     def provider(self, graph: ServedGraph | None = None) -> Provider:
-        """The provider for a session; `name` must be onnxruntime's by now."""
-        return Provider(self.name, {key: str(value) for key, value in self.options.items()})
+        """The provider for a session; `name` must be onnxruntime's by now.
+
+        Raises:
+            InvalidInputError: an option that would have no effect.
+        """
+        options = {key: str(value) for key, value in self.options.items()}
+        known = _KEYS.get(self.name, options)
+        if unknown := [key for key in options if key not in known]:
+            raise InvalidInputError(f"{self.name} has no option {unknown[0]!r}; it takes {', '.join(known) or 'none'}")
+        if self.name == CPU and options.get("use_arena", "0") not in ("0", "1"):
+            raise InvalidInputError(f"{CPU}: use_arena is {options['use_arena']!r}; give 0 or 1")
+        return Provider(self.name, options)
 
 
 # --- what option classes share ---
@@ -158,13 +165,13 @@ def digit(flag: bool | None) -> str | None:
     return None if flag is None else str(int(flag))
 
 
-def check_whole(options: Any, name: str, least: int, most: int | None = None) -> None:
+def check_whole(options: Any, name: str, least: int, most: int | None = None, *, or_none: bool = True) -> None:
     """
     Raises:
-        InvalidInputError: the field is neither None nor a whole number in the range.
+        InvalidInputError: the field is no whole number in the range, nor None where that is allowed.
     """
     value = getattr(options, name)
-    if value is None and name != "device_id":
+    if value is None and or_none:
         return
     right = (
         isinstance(value, int) and not isinstance(value, bool) and value >= least and (most is None or value <= most)
@@ -172,25 +179,3 @@ def check_whole(options: Any, name: str, least: int, most: int | None = None) ->
     if not right:
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise InvalidInputError(f"{type(options).__name__}: {name} is {value!r}; give a whole number {bounds}")
-
-
-def check_flags(options: Any, *names: str) -> None:
-    """
-    Raises:
-        InvalidInputError: a field is neither None nor a bool.
-    """
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and not isinstance(value, bool):
-            raise InvalidInputError(f"{type(options).__name__}: {name} is {value!r}; give True, False or None")
-
-
-def check_choice(options: Any, name: str, choices: Mapping[str, str]) -> None:
-    """
-    Raises:
-        InvalidInputError: the field is neither None nor one of the choices.
-    """
-    value = getattr(options, name)
-    if value is not None and value not in choices:
-        listed = ", ".join(map(repr, choices))
-        raise InvalidInputError(f"{type(options).__name__}: {name} is {value!r}; give one of {listed}, or None")

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Sequence
 
 from onnxpress.runtime.providers import system
-from onnxpress.runtime.providers.names import ACCELERATORS, CPU, CUDA, TENSORRT, how_to_install
+from onnxpress.runtime.providers.names import ACCELERATORS, AZURE, CPU, CUDA, TENSORRT, how_to_install
 from onnxpress.runtime.providers.system import (
     CUDA_LIBRARY,
     TENSORRT_LIBRARY,
@@ -19,7 +19,6 @@ from onnxpress.runtime.providers.system import (
 _CUDNN = "libcudnn.so.9"  # the CUDA provider opens it by name when something needs it (seen in 1.28 and 1.31)
 _NOT_OF_CUDA = ("libcuda.", "libc.", "libm.", "libdl.", "librt.", "libpthread.", "libstdc++.", "libgcc_s.", "ld-")
 _OF_TENSORRT = ("libnvinfer.", "libnvonnxparser.")
-_AZURE = "AzureExecutionProvider"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +88,7 @@ def _status(name: str, machine: System) -> ProviderStatus:
             return ProviderStatus(name, False, f"onnxruntime knows no provider of this name; it has {there}")
         reason = f"the installed {wheel.package} {wheel.version} was built without it"
         return ProviderStatus(name, False, reason, how_to_install(name))
-    if name == _AZURE:
+    if name == AZURE:
         return ProviderStatus(name, True, notes=("sends work to an endpoint elsewhere; never chosen by itself",))
     if name in (CUDA, TENSORRT):
         return _nvidia(name, machine)

@@ -18,12 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from onnxpress.runtime.errors import ProviderError
+from onnxpress.runtime.errors import ProviderError, require_types
 from onnxpress.runtime.paths import user_cache
 from onnxpress.runtime.providers import system
 from onnxpress.runtime.providers.graph import ServedGraph
 from onnxpress.runtime.providers.names import TENSORRT
-from onnxpress.runtime.providers.options import Provider, check_flags, check_whole, given, text
+from onnxpress.runtime.providers.options import Provider, check_whole, given, text
 from onnxpress.runtime.providers.system import CudaDevice, DriverError
 
 _LOG = logging.getLogger("onnxpress")
@@ -80,15 +80,13 @@ class TensorrtOptions:
     """Called when a build begins, every ten seconds while it lasts, from another thread, and when it ends."""
 
     def __post_init__(self) -> None:
-        check_whole(self, "device_id", least=0)
-        check_whole(self, "max_batch", least=1)
+        check_whole(self, "device_id", least=0, or_none=False)
+        check_whole(self, "max_batch", least=1, or_none=False)
         check_whole(self, "typical_batch", least=1, most=self.max_batch)
         check_whole(self, "typical_tokens", least=1)
         check_whole(self, "workspace_bytes", least=1)
         check_whole(self, "optimization_level", least=0, most=5)
-        check_flags(
-            self, "fp16", "bf16", "int8", "layer_norm_fp32", "cuda_graphs", "engine_cache", "ep_context", "embed_engine"
-        )
+        require_types(self, "TensorrtOptions: ")
 
     def provider(self, graph: ServedGraph | None = None) -> Provider:
         """The provider for a session.

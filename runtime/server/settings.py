@@ -12,7 +12,7 @@ from typing import Any, Self
 from onnxpress.runtime.decoding import decode
 from onnxpress.runtime.errors import InvalidInputError, require_whole
 from onnxpress.runtime.guards.settings import GuardSettings
-from onnxpress.runtime.settings import settings_of
+from onnxpress.runtime.settings import require_threads, settings_of
 
 MEBIBYTE = 1 << 20
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -90,7 +90,7 @@ class ServedBundle:
         Raises:
             InvalidInputError: a value cannot be.
         """
-        require_whole("threads", self.threads, or_none=True)
+        require_threads(self.threads)
         if self.settings is not None:
             settings_of(self.settings)
         if not self.path or self.name == "":
