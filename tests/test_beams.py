@@ -188,9 +188,14 @@ def test_a_model_that_draws_by_default_draws_nothing_here(load: Callable[..., Ge
         ({"num_beams": 2, "temperature": 0.5}, "temperature cannot be combined with num_beams"),
         ({"num_beams": 2, "top_k": 5}, "top_k cannot be combined"),
         ({"num_beams": 2, "stop": "end"}, "stop cannot be combined"),
+        ({"num_beams": 2, "stop": ""}, "stop text 0 is empty"),
         ({"num_beams": 2, "logprobs": 1}, "logprobs cannot be combined"),
+        ({"num_beams": 2, "logprobs": 0}, "logprobs cannot be combined"),
+        ({"num_beams": 2, "seed": 0}, "seed cannot be combined"),
+        ({"num_beams": 2, "temprature": 0}, "temprature cannot be combined"),
         ({"num_beams": 2, "prompt_lookup": 4}, "prompt_lookup cannot be combined"),
         ({"num_beams": 2, "timeout_seconds": 4.0}, "timeout_seconds cannot be combined"),
+        ({"num_beams": 2, "timeout_seconds": 0}, "timeout_seconds cannot be combined"),
         ({"num_beams": 2, "n": 3}, "n is 3, of 2 beams"),
         ({"num_beams": 2, "length_penalty": "long"}, "length_penalty is 'long'"),
         ({"num_beams": 2, "early_stopping": "soon"}, "early_stopping is 'soon'"),
@@ -202,6 +207,14 @@ def test_what_cannot_be_searched_is_one_sentence(generator: Generator, options: 
     with pytest.raises(InvalidInputError) as caught:
         generator.generate("x", **options)
     assert message in str(caught.value)
+
+
+def test_what_asks_for_nothing_may_be_said_beside_beams(generator: Generator) -> None:
+    nothing = dict.fromkeys(("seed", "logprobs", "grammar", "timeout_seconds"))
+    neutral: dict[str, Any] = dict.fromkeys(("temperature", "top_k", "min_p", "prompt_lookup"), 0)
+    neutral |= {"top_p": 1, "presence_penalty": 0, "frequency_penalty": 0, "stop": [], **nothing}
+    plain = generator.generate("x", num_beams=2, max_new_tokens=4)
+    assert generator.generate("x", num_beams=2, max_new_tokens=4, **neutral) == plain
 
 
 def test_a_stream_has_no_beams(generator: Generator) -> None:

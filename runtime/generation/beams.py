@@ -17,7 +17,7 @@ import numpy.typing as npt
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.generation.bindings import FloatArray
 from onnxpress.runtime.generation.cache import KeyValueCache
-from onnxpress.runtime.generation.checks import number, whole
+from onnxpress.runtime.generation.checks import number, stop_texts, whole
 from onnxpress.runtime.generation.decoder import Decoder
 from onnxpress.runtime.generation.sampling import Sampling
 
@@ -29,6 +29,8 @@ _LENGTH_PENALTIES = (
 )
 _TAKEN = ("max_new_tokens", "n", "repetition_penalty", "stop_token_ids", "ignore_eos")
 """Fields of `Sampling` that a search heeds."""
+_NEUTRAL = {field.name: field.default for field in dataclasses.fields(Sampling)} | {"prompt_lookup": 0}
+"""Values that ask for nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +78,10 @@ class Beams:
         beams = cls(**own)
         if beams.num_beams == 1:
             return None
-        neutral = {field.name: field.default for field in dataclasses.fields(Sampling)}
+        if "stop" in given:
+            given["stop"] = stop_texts(given["stop"])  # an empty list of any kind asks for nothing
         for name, value in given.items():
-            if name not in _TAKEN and value and value != neutral.get(name):
+            if name not in _TAKEN and value != _NEUTRAL.get(name):
                 raise InvalidInputError(
                     f"{name} cannot be combined with num_beams, which takes {', '.join(_TAKEN)}; leave one of them out"
                 )
