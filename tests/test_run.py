@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from onnxpress.cli import main
+from onnxpress.cli.answers import OPTIONS
+from onnxpress.cli.writing import add_beam_arguments, add_writing_arguments
 from tests.in_pytorch import save_bert, serve_in_pytorch
 
 NLI = {0: "contradiction", 1: "neutral", 2: "entailment"}
@@ -130,6 +133,9 @@ def test_a_line_without_a_gap_takes_nothing_from_the_others(run: Runner) -> None
         ("text-ranking", (), "a plain line has no second text 'query'; give CSV, TSV or JSONL"),
         ("token-classification", ("--strategy", "best"), "'best'"),
         ("text-classification", ("--top-k", "3"), "--top-k is for fill-mask"),
+        ("text-classification", ("--top-k", "0"), "--top-k is for fill-mask"),
+        ("text-classification", ("--temperature", "0"), "--temperature is for text-generation"),
+        ("token-classification", ("--prompt-lookup", "4"), "--prompt-lookup is for text-generation"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(run: Runner, task: str, options: tuple[str, ...], message: str) -> None:
@@ -137,3 +143,11 @@ def test_options_that_do_not_fit_are_refused(run: Runner, task: str, options: tu
     assert run.status == 2
     assert message in run.errors
     assert "Traceback" not in run.errors
+
+
+def test_every_option_of_writing_is_refused_where_nothing_is_written() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    add_writing_arguments(parser)
+    add_beam_arguments(parser)
+    for option in vars(parser.parse_args([])):
+        assert OPTIONS.get(option) == ("text-generation",), option

@@ -43,6 +43,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "temperature": ("text-generation",),
     "top_p": ("text-generation",),
     "seed": ("text-generation",),
+    "prompt_lookup": ("text-generation",),
     "stop": ("text-generation",),
     "beams": ("text-generation",),
     "length_penalty": ("text-generation",),
@@ -62,7 +63,9 @@ def answering(model: TaskModel | Generator, arguments: argparse.Namespace) -> An
 
     task = model.settings.task
     for option, tasks in OPTIONS.items():
-        if getattr(arguments, option) not in (None, False) and task not in tasks:
+        value = getattr(arguments, option)
+        # Not by equality: 0 equals False, and was said.
+        if value is not None and value is not False and task not in tasks:
             raise InvalidInputError(
                 f"--{option.replace('_', '-')} is for {' and '.join(tasks)}; this bundle is for {task}"
             )
