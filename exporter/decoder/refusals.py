@@ -8,9 +8,10 @@ from __future__ import annotations
 from onnxpress.exporter.refusals import Refusal
 from onnxpress.runtime.errors import UnsupportedModelError
 
-__all__ = ["REFUSALS", "refuse_decoder"]
+__all__ = ["REFUSALS", "USUAL", "refuse_decoder"]
 
-_USUAL = "decoders with grouped or plain attention, such as Llama, Qwen3 or Gemma, export"
+USUAL = "decoders with grouped or plain attention, such as Llama, Qwen3 or Gemma, export"
+"""What works, for whoever has a decoder that does not."""
 
 
 def refuse_decoder(model_type: str, name: str) -> None:
@@ -30,16 +31,16 @@ def refuse_decoder(model_type: str, name: str) -> None:
         )
 
 
-_COMPRESSED = Refusal("it caches compressed keys and values and expands them anew for each token", _USUAL)
-_STATE = Refusal("some of its layers keep a state from token to token, which the cache of a graph cannot hold", _USUAL)
+_COMPRESSED = Refusal("it caches compressed keys and values and expands them anew for each token", USUAL)
+_STATE = Refusal("some of its layers keep a state from token to token, which the cache of a graph cannot hold", USUAL)
 _SHARED = Refusal(
     "its later layers attend to keys and values that earlier ones cached",
     "Gemma 2 and the text models of Gemma 3 export",
 )
 _CHUNKED = Refusal(
-    "its attention begins anew at each chunk of the text, and GroupQueryAttention has windows but no chunks", _USUAL
+    "its attention begins anew at each chunk of the text, and GroupQueryAttention has windows but no chunks", USUAL
 )
-_DIFFERENCE = Refusal("its attention is the difference of two, over values that it doubles after caching them", _USUAL)
+_DIFFERENCE = Refusal("its attention is the difference of two, over values that it doubles after caching them", USUAL)
 _AFTER_PADDING = Refusal(
     "it is an encoder whose positions begin after that of padding", "it exports for the tasks of encoders"
 )

@@ -32,7 +32,7 @@ from onnxpress.exporter.decoder.forward import Layer, Observation, call, in_prog
 from onnxpress.exporter.decoder.fusions import fuse
 from onnxpress.exporter.decoder.last_tokens import take_early
 from onnxpress.exporter.decoder.norms import norms_replaced
-from onnxpress.exporter.decoder.refusals import refuse_decoder
+from onnxpress.exporter.decoder.refusals import USUAL, refuse_decoder
 from onnxpress.exporter.decoder.rotary import rotary_replaced
 from onnxpress.exporter.decoder.simplifying import clean, simplify
 from onnxpress.exporter.families import replaced, unchanged
@@ -227,7 +227,9 @@ def _cannot_trace(model: Any, reason: str) -> UnsupportedModelError:
 def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:  # torch.onnx wraps what went wrong in what to do about it
         error = error.__cause__
-    first = first_line(error)
-    if CausalMask.__name__ not in first:
-        return first
-    return f"its attention is written out instead of going through transformers' AttentionInterface ({first})"
+    if CausalMask.__name__ not in str(error):
+        return first_line(error)
+    return (
+        "its attention is not handled, for it is written out instead of going through transformers' "
+        f"AttentionInterface; {USUAL}"
+    )
