@@ -761,6 +761,19 @@ def test_another_process_is_refused(new_engine: Callable[..., Engine], monkeypat
             engine.submit(request([5]))
 
 
+def test_another_process_does_not_wait_for_the_lock_to_cancel(
+    new_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine()
+    another = os.getpid() + 1
+    with engine._changed, monkeypatch.context() as patch:
+        patch.setattr("onnxpress.runtime.processes.os.getpid", lambda: another)
+        thread = threading.Thread(target=engine.cancel, args=(request([5]),), daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 # Streams
 
 
@@ -788,6 +801,35 @@ def test_leaving_a_stream_cancels_its_request(new_engine: Callable[..., Engine])
     with Stream(engine, slow) as stream:
         next(stream)
     assert stream.result().finish_reason == "cancelled"
+
+
+def test_dropping_a_stream_cancels_its_request(new_engine: Callable[..., Engine]) -> None:
+    engine = new_engine()
+
+    def slow() -> Prepared:
+        return made([5, 6], 200, chooser=Greedy(delay=0.005), text=Numbers(end=None))
+
+    stream = Stream(engine, slow())
+    next(stream)
+    dropped = [stream.request]
+    del stream
+
+    async def leave() -> Request:
+        stream = AsyncStream(engine, slow())
+        await anext(stream)
+        return stream.request
+
+    dropped.append(asyncio.run(leave()))
+    assert [each.result(10).finish_reason for each in dropped] == ["cancelled", "cancelled"]
+
+
+def test_dropping_a_stream_that_has_ended_changes_nothing(new_engine: Callable[..., Engine]) -> None:
+    engine = new_engine()
+    stream = Stream(engine, made([5, 6], 10, text=Numbers(end=None)))
+    request, answer = stream.request, stream.result()
+    del stream
+    assert request.result(0) is answer
+    assert not engine._cancelled
 
 
 def test_a_stream_raises_what_made_its_request_fail(new_engine: Callable[..., Engine]) -> None:

@@ -137,7 +137,10 @@ class Engine:
         return request
 
     def cancel(self, request: Request) -> None:
-        """End a request after the step that is running; its row is free then. Nothing happens if it is done."""
+        """End a request after the step that is running; its row is free then. Nothing happens if it is done, nor in a
+        fork, where there is no such thread and the lock may be held for ever."""
+        if not self.home.is_this:
+            return
         with self._changed:
             if not request.done:
                 self._cancelled.append(request)

@@ -1,11 +1,12 @@
 """Answers while they are made: an iterator for threads, and the same for event loops. Leaving one cancels its
-requests."""
+requests, and so does forgetting it."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import queue
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -24,9 +25,11 @@ class Stream:
 
     def __init__(self, engine: Engine, prepared: Prepared) -> None:
         self._engine = engine
-        self._deltas: queue.SimpleQueue[Delta | None] = queue.SimpleQueue()
-        self.request = prepared.make(self._deltas.put, lambda _: self._deltas.put(None))
+        # The request, which the engine holds, knows the queue and not the stream.
+        self._deltas = deltas = queue.SimpleQueue[Delta | None]()
+        self.request = prepared.make(deltas.put, lambda _: deltas.put(None))
         engine.submit(self.request)
+        weakref.finalize(self, engine.cancel, self.request).atexit = False
 
     def __iter__(self) -> Self:
         return self
@@ -164,6 +167,7 @@ class AsyncStream:
 
     def __init__(self, engine: Engine, prepared: Prepared, check: Check | None = None) -> None:
         self._streams = AsyncStreams(engine, [prepared], check=check)
+        weakref.finalize(self, self._streams.cancel).atexit = False
         self._deltas: deque[Delta] = deque()
 
     @property
