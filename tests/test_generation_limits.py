@@ -220,6 +220,19 @@ def test_closing_waits_or_cancels(generator: Generator, monkeypatch: pytest.Monk
     assert reasons == ["length"]
 
 
+@pytest.mark.parametrize("prompts", ["two", None])
+def test_what_is_no_list_of_prompts_is_refused(generator: Generator, prompts: Any) -> None:
+    with BatchingRunner(generator) as runner:
+
+        async def ask() -> None:
+            async with runner.asynchronous.open_streams(prompts):
+                pass
+
+        for refused in (runner.asynchronous.encode(prompts), ask()):
+            with pytest.raises(InvalidInputError, match=r"prompts are of type .*; give a list of them"):
+                asyncio.run(refused)
+
+
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # forking with threads is the point
 def test_a_fork_is_told(generator: Generator) -> None:
     runner = BatchingRunner(generator)

@@ -254,6 +254,69 @@ def test_templates_get_the_tokenizers_special_tokens_and_are_chosen_by_name(load
     assert generator.chat_prompt(said, tools) == tokenizer.encode("1", add_special_tokens=False).ids
 
 
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"messages": []}, "template_variables cannot have messages; give messages as an argument of its own"),
+        ({"tools": None}, "template_variables cannot have tools"),
+        ({"continue_final_message": True}, "template_variables cannot have continue_final_message"),
+        ({"template": "x"}, "template_variables cannot have template; the template is the model's own"),
+        ({5: 1}, "template_variables has the name 5, which is no text"),
+        (5, "template_variables are of type int; give a mapping"),
+        (["x"], "template_variables are of type list; give a mapping"),
+    ],
+)
+def test_template_variables_that_cannot_be_used_are_one_sentence(
+    generator: Generator, variables: Any, message: str
+) -> None:
+    for ask in (generator.chat, generator.stream_chat):
+        with pytest.raises(InvalidInputError) as caught:
+            ask([{"role": "user", "content": "hi"}], template_variables=variables)
+        assert message in str(caught.value)
+
+
+def test_variables_that_only_a_template_reads_may_be_given(generator: Generator) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    variables = {"add_generation_prompt": False, "documents": [{"title": "a"}], "enable_thinking": True}
+    ids = generator.chat_prompt(messages, template_variables=variables)
+    assert ids == byte_tokenizer().encode("<s><user>hi", add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        ("encode", "The", "prompts are of type str; give a list of them"),
+        ("encode", None, "prompts are of type NoneType; give a list of them"),
+        ("decode", "x", "token_ids are of type str; give a list of token ids"),
+        ("decode", 5, "token_ids are of type int"),
+        ("decode", [5, -1], "the token -1 at place 1 is none of the model's; give ids from 0 to 260"),
+        ("decode", [10**9], "the token 1000000000 at place 0 is none"),
+        ("decode", [True], "the token True at place 0 is none"),
+        ("decode", np.array(5), "token_ids are of type ndarray"),
+        ("decode", ["a"], "the token 'a' at place 0 is none"),
+        ("perplexity", None, "texts are of type NoneType; give a text or a list of them"),
+        ("perplexity", ["fine", 5], "text 1 is of type int; give a str"),
+        ("perplexity", ["x \ud800"], "text 0 has a lone surrogate at position 2"),
+        ("perplexity", "", "at least two tokens"),
+    ],
+)
+def test_what_is_no_list_of_texts_or_tokens_is_one_sentence(
+    generator: Generator, method: str, given: Any, message: str
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        getattr(generator, method)(given)
+    assert message in str(caught.value)
+
+
+def test_token_ids_of_any_kind_are_decoded(generator: Generator) -> None:
+    ids = ids_of("abc")
+    assert [generator.decode(given) for given in (ids, tuple(ids), np.array(ids))] == ["abc"] * 3  # type: ignore[arg-type]
+
+
+def test_perplexity_is_of_one_text_or_of_several(generator: Generator) -> None:
+    assert generator.perplexity("Once upon a time") == generator.perplexity(["Once upon a time"])
+
+
 def test_an_answer_that_does_not_fit_the_memory_allowed_is_refused(load: Callable[..., Generator]) -> None:
     small = load(cache_bytes=TINY.layout.size_bytes(1, 40))
     with pytest.raises(CacheMemoryError, match="allow the cache more memory"):

@@ -18,6 +18,8 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of the same
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # the space shows whether the template strips messages
 _DEEPEST = 50
 _EXAMPLE = "[{'role': 'user', 'content': '...'}]"
+_NOT_VARIABLES = ("template", "messages", "tools", "continue_final_message")
+"""What a chat is given by itself, or the model has; templates find nothing else under these names."""
 
 
 def render_chat(
@@ -64,6 +66,28 @@ def render_chat(
     }
     prompt = _render(source, values)
     return _cut(prompt, content) if continue_final_message else prompt
+
+
+def checked_variables(variables: Any) -> dict[str, Any]:
+    """What a caller gives a template besides the conversation; `None` is nothing.
+
+    Raises:
+        InvalidInputError: it is no mapping of names, or one of them means something else.
+    """
+    if variables is None:
+        return {}
+    if not isinstance(variables, Mapping):
+        raise InvalidInputError(
+            f"template_variables are of type {type(variables).__name__}; give a mapping such as "
+            "{'enable_thinking': False}"
+        )
+    for name in variables:
+        if not isinstance(name, str):
+            raise InvalidInputError(f"template_variables has the name {name!r}, which is no text; give names as texts")
+        if name in _NOT_VARIABLES:
+            what = "the template is the model's own" if name == "template" else f"give {name} as an argument of its own"
+            raise InvalidInputError(f"template_variables cannot have {name}; {what}")
+    return dict(variables)
 
 
 def _choose(template: Template | None, tools: bool) -> str:

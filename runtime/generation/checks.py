@@ -51,6 +51,22 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def valid_text(name: str, value: Any) -> str:
+    """
+    Raises:
+        InvalidInputError: `value` is no text, or not valid Unicode.
+    """
+    if not isinstance(value, str):
+        raise InvalidInputError(f"{name} is of type {type(value).__name__}; give a str")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"{name} has a lone surrogate at position {error.start}, so it is not valid Unicode"
+        ) from error
+    return value
+
+
 def stop_texts(stop: Any) -> tuple[str, ...]:
     """
     Raises:

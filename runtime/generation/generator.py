@@ -14,13 +14,13 @@ from onnxpress.runtime.arenas import rest, smallest_feeds
 from onnxpress.runtime.errors import InvalidInputError, ProviderError
 from onnxpress.runtime.generation.beams import Beams, BeamSearch
 from onnxpress.runtime.generation.cache import KeyValueCache
-from onnxpress.runtime.generation.chat import render_chat
+from onnxpress.runtime.generation.chat import checked_variables, render_chat
 from onnxpress.runtime.generation.decoder import Decoder, layout_of
 from onnxpress.runtime.generation.engine import Engine
 from onnxpress.runtime.generation.options import Options
 from onnxpress.runtime.generation.perplexity import log_likelihoods_of, log_probabilities_of, perplexity_from
 from onnxpress.runtime.generation.preparing import Prepared, Preparing
-from onnxpress.runtime.generation.prompts import Prompt, Prompts, is_one
+from onnxpress.runtime.generation.prompts import Prompt, Prompts, is_one, known_ids, several
 from onnxpress.runtime.generation.replay import Replay
 from onnxpress.runtime.generation.requests import Generation
 from onnxpress.runtime.generation.sampling import Sampling
@@ -185,7 +185,8 @@ class Generator:
             options: see `Options`.
 
         Raises:
-            InvalidInputError: the model has no chat template, or it refuses the messages; else as `generate`.
+            InvalidInputError: the model has no chat template, it refuses the messages, or a template variable cannot be
+                one; else as `generate`.
         """
         prompt = self.chat_prompt(messages, tools, continue_final_message, template_variables)
         return self._answers([prompt], options)[0]
@@ -216,14 +217,15 @@ class Generator:
             messages,
             tools=tools,
             continue_final_message=continue_final_message,
-            **{**self._generation.special_tokens, **(template_variables or {})},
+            **{**self._generation.special_tokens, **checked_variables(template_variables)},
         )
         return self._prompts.encode(text, rendered=True)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """The token ids of prompts, as `generate` has them. Errors as there; of several with the number."""
+        """The token ids of prompts, as `generate` has them. Errors as there, of several with the number; one prompt
+        that is in no list is refused, too."""
         encoded = []
-        for index, prompt in enumerate(prompts):
+        for index, prompt in enumerate(several(prompts)):
             try:
                 encoded.append(self._prompts.encode(prompt))
             except InvalidInputError as error:
@@ -232,12 +234,18 @@ class Generator:
         return encoded
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens."""
+        """The text of token ids, without special tokens.
+
+        Raises:
+            InvalidInputError: one of them is no token of the model.
+        """
+        ids = known_ids(token_ids, self.engine.decoder.vocabulary)
         with tokenizing():
-            return str(self._prompts.tokenizer.decode(list(token_ids)))
+            return str(self._prompts.tokenizer.decode(ids))
 
     def open_stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
-        """The same with token ids, the whole answer at the end, and a way to cancel. It starts at once."""
+        """The same with token ids, the whole answer at the end, and a way to cancel. It starts at once, and ends when
+        nobody has it any more."""
         return Stream(self.engine, self.preparing.one(self._prompts.encode(prompt), options))
 
     async def generate_async(self, prompt: Prompt, **options: Unpack[Options]) -> Generation:
@@ -250,12 +258,20 @@ class Generator:
         """`open_stream` for an event loop; called inside one."""
         return AsyncStream(self.engine, self.preparing.one(self._prompts.encode(prompt), options))
 
-    def perplexity(self, texts: Sequence[str]) -> float:
-        """Of all texts together, as perplexity.py defines it; less is better. With a cache of its own."""
+    def perplexity(self, texts: str | Sequence[str]) -> float:
+        """Of one text, or of all together, as perplexity.py defines it; less is better. With a cache of its own.
+
+        Raises:
+            InvalidInputError: what was given is no text, or all has fewer than two tokens.
+        """
         return perplexity_from(self.log_likelihoods(texts))
 
-    def log_likelihoods(self, texts: Sequence[str]) -> list[tuple[float, int]]:
-        """Of each window of the texts that perplexity is made of: its log likelihood, and the tokens that count."""
+    def log_likelihoods(self, texts: str | Sequence[str]) -> list[tuple[float, int]]:
+        """Of each window of the texts that perplexity is made of: its log likelihood, and the tokens that count.
+
+        Raises:
+            InvalidInputError: what was given is no text.
+        """
         replay = Replay(self.engine.decoder.session, self._generation, most_rows=1)
         given = log_probabilities_of(replay)
         return log_likelihoods_of(texts, self._prompts.tokenizer, self._generation.context, given)

@@ -255,8 +255,10 @@ _OF_CHAT = ("tools", "continue_final_message", "template_variables")
 
 
 def _size(prompts: Sequence[Prompt]) -> int:
-    """Of prompts, in characters or tokens. What is no prompt counts nothing: it is refused at once."""
-    return sum(len(prompt) for prompt in prompts if isinstance(prompt, Sequence))
+    """Of prompts, in characters or tokens. What is no prompt counts nothing, nor what is no list: it is refused at
+    once."""
+    listed = prompts if isinstance(prompts, Sequence) else ()
+    return sum(len(prompt) for prompt in listed if isinstance(prompt, Sequence))
 
 
 async def _texts(streams: AsyncStreams) -> AsyncIterator[str]:

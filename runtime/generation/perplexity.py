@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.generation.checks import valid_text
 from onnxpress.runtime.generation.replay import Replay
 from onnxpress.runtime.tokenizer_checks import tokenizing
 
@@ -55,23 +56,30 @@ def windows(tokens: Sequence[int], window: int, stride: int) -> list[Window]:
 
 
 def log_likelihoods_of(
-    texts: Sequence[str], tokenizer: tokenizers.Tokenizer, context: int, log_probabilities: LogProbabilities
+    texts: str | Sequence[str], tokenizer: tokenizers.Tokenizer, context: int, log_probabilities: LogProbabilities
 ) -> list[tuple[float, int]]:
     """Log likelihoods of texts, each read by itself, special tokens not added.
 
     Args:
-        texts: of at least two tokens together.
+        texts: one or several, of at least two tokens together.
         tokenizer: of the model; what it says about the length of texts does not count.
         context: tokens the model takes.
         log_probabilities: what the model gives.
 
     Returns:
         of each window, in order: the log likelihood of its tokens that count, and how many these are.
+
+    Raises:
+        InvalidInputError: what was given is no text.
     """
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, Iterable):
+        raise InvalidInputError(f"texts are of type {type(texts).__name__}; give a text or a list of them")
     window = min(context, WINDOW)
     parts: list[Window] = []
-    for text in texts:
-        parts += windows(encode_whole(tokenizer, text), window, max(1, window - 1))
+    for index, text in enumerate(texts):
+        ids = encode_whole(tokenizer, valid_text(f"text {index}", text))
+        parts += windows(ids, window, max(1, window - 1))
     return [(float(values.sum()), len(values)) for values in log_probabilities(parts)]
 
 

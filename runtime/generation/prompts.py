@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxpress.runtime.errors import InvalidInputError
+from onnxpress.runtime.generation.checks import valid_text
 from onnxpress.runtime.manifest import GenerationSettings
 from onnxpress.runtime.tokenizer import MAX_TEXT_CHARACTERS
 from onnxpress.runtime.tokenizer_checks import tokenizing
@@ -62,12 +63,7 @@ class Prompts:
                 f"the prompt has {len(text):,} characters, the limit is {self._most_characters:,}; shorten it (the "
                 f"model's context is {self._settings.context:,} tokens)"
             )
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidInputError(
-                f"the prompt has a lone surrogate at position {error.start}, so it is not valid Unicode"
-            ) from error
+        valid_text("the prompt", text)
         with tokenizing():
             ids: list[int] = self.tokenizer.encode(text, add_special_tokens=not rendered).ids
         return ids
@@ -84,6 +80,41 @@ def is_one(prompts: Any) -> bool:
             f"prompts are of type {type(prompts).__name__}; give a text, token ids, or a list of them"
         )
     return len(prompts) > 0 and isinstance(prompts[0], (int, np.integer))
+
+
+def several(prompts: Any) -> Iterable[Any]:
+    """Prompts that are to be in a list.
+
+    Raises:
+        InvalidInputError: they are not.
+    """
+    if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable):
+        raise InvalidInputError(
+            f"prompts are of type {type(prompts).__name__}; give a list of them, each a text or token ids"
+        )
+    return prompts
+
+
+def known_ids(token_ids: Any, vocabulary: int) -> list[int]:
+    """Token ids that a tokenizer can be asked about.
+
+    Args:
+        token_ids: as somebody gave them.
+        vocabulary: tokens that the model knows.
+
+    Raises:
+        InvalidInputError: they are none, or not the model's.
+    """
+    values = token_ids.tolist() if isinstance(token_ids, np.ndarray) else token_ids
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise InvalidInputError(f"token_ids are of type {type(token_ids).__name__}; give a list of token ids")
+    ids = list(values)
+    for place, token in enumerate(ids):
+        if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < vocabulary:
+            raise InvalidInputError(
+                f"the token {token!r} at place {place} is none of the model's; give ids from 0 to {vocabulary - 1}"
+            )
+    return ids
 
 
 def _checked_ids(prompt: Any) -> list[int]:
