@@ -16,6 +16,7 @@ from onnxpress.runtime.errors import InferenceError, InvalidBundleError, Provide
 from onnxpress.runtime.library_pages import dropped_library_pages
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import SessionSettings
+from onnxpress.runtime.processes import keep_in_forks
 from onnxpress.runtime.providers.names import CPU
 from onnxpress.runtime.providers.options import ON_CPU, Provider
 from onnxpress.runtime.providers.placement import RECORD_KEY
@@ -96,6 +97,7 @@ def make_session(
         raise InvalidBundleError(f"onnxruntime cannot load {model}: {first_line(error)}") from error
     finally:
         onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
+    keep_in_forks(session)
     if session.get_providers()[0] != providers[0].name:
         raise ProviderError(
             f"{providers[0].name} did not start, onnxruntime would have used {session.get_providers()[0]}; its "

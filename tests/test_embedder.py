@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,47 @@ def test_a_fork_is_told_to_load_its_own(model: Embedder) -> None:
     os.waitpid(child, 0)
     assert "load" in said
     assert model.embed(["the cat"]).shape == (1, 32)
+
+
+FORKS = """
+import os, signal, sys, time
+sys.path[:0] = {paths!r}
+import onnxpress
+
+def load():
+    return onnxpress.load({bundle!r}, variant="fp32", threads=2)
+
+def end_of(child):
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "it hangs"
+
+model = load()
+model.embed(["the cat " * 20] * 64)
+for own in (False, True, True):
+    child = os.fork()
+    if child == 0:
+        model.close()
+        del model
+        if own:
+            load().embed(["the cat " * 20] * 64)
+        sys.exit(0)
+    print(end_of(child), flush=True)
+model.embed("the cat")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+def test_a_fork_ends_like_any_process(tiny_bundle: Path) -> None:
+    program = FORKS.format(paths=sys.path, bundle=str(tiny_bundle))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (0, "0\n0\n0\n"), done.stderr
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxpress.runtime.generation.storage import TOTAL_LENGTH, Buffer, DeviceBuffer, DeviceStorage
+from onnxpress.runtime.processes import keep_in_forks
 from onnxpress.runtime.providers import CUDA
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Binding:
         inputs: set[str],
     ) -> None:
         self.io = session.io_binding()
+        keep_in_forks(self.io)
         self.version = cache.version
         self.logits = logits  # [B * P, V]
         self.logit_index = np.zeros((rows, len(logits) // rows), np.int64)
