@@ -79,22 +79,28 @@ class CallQueue:
         if self._closing:
             raise ClosedError("this runner is closed; make a new BatchingRunner over the model")
 
-    def check_room(self) -> None:
+    def check_room(self, seconds: float | None = None) -> None:
         """For those who can ask before they have the sequences of a call, so that what is refused costs little.
 
+        Args:
+            seconds: that the call may take; None for no limit.
+
         Raises:
-            QueueFullError: no sequence may come now, for too many wait, or the one that has waited longest has spent
-                half of its call's time on that: whoever comes now would hardly be served in time.
+            QueueFullError: no sequence may come now, for too many wait, or the one whose turn is next has waited half
+                of `seconds` for it: this call would hardly be served in time.
         """
         with self._lock:
             waiting = len(self._items)
             if waiting >= self._most_waiting:
                 self._refuse(f"{waiting} sequences are waiting and {self._most_waiting} may")
-            oldest = next(iter(self._items)).call if waiting else None
-            if oldest is not None and oldest.deadline is not None:
-                waited, allowed = time.monotonic() - oldest.since, oldest.deadline - oldest.since
-                if waited > allowed / 2:
-                    self._refuse(f"calls wait {waited:.3g} seconds for their turn, which leaves too little time")
+            if waiting and seconds is not None:
+                # Not that which it waits for others to come, which ends early enough for this call.
+                waited = time.monotonic() - next(iter(self._items)).call.since - self._max_wait
+                if waited > seconds / 2:
+                    self._refuse(
+                        f"calls wait {waited:.3g} seconds for their turn, which leaves too little of the "
+                        f"{seconds:g} seconds allowed"
+                    )
 
     def check_tokens(self, tokens: int) -> None:
         """
@@ -114,6 +120,7 @@ class CallQueue:
 
         Raises:
             QueueFullError: too many sequences wait.
+            DeadlineExceededError: its time has passed already.
             ClosedError, ForkError: as of `check`.
         """
         self._lease.home.check()
@@ -121,6 +128,9 @@ class CallQueue:
         batch = None
         with self._lock:
             self.check()
+            if call.deadline is not None and call.deadline <= time.monotonic():
+                self._counter.expired += 1
+                raise late_error()
             waiting = len(self._items)
             idle = self._free == self._slots and not waiting
             self._crowded = not idle
@@ -218,12 +228,17 @@ class CallQueue:
         return True
 
     def _pause(self) -> float:
-        """Seconds to wait for a fuller batch."""
+        """Seconds to wait for a fuller batch: as many as no sequence waits too long, or half of what its call has."""
         if self._closing or not self._items or not self._max_wait:
             return 0.0
-        if sum(item.length for item in islice(self._items, _LOOK_AHEAD)) >= self._tokens:
+        seen = list(islice(self._items, _LOOK_AHEAD))
+        if sum(item.length for item in seen) >= self._tokens:
             return 0.0
-        return next(iter(self._items)).call.since + self._max_wait - time.monotonic()
+        oldest = seen[0].call.since + self._max_wait
+        halves = [
+            (each.since + each.deadline) / 2 for each in (item.call for item in seen) if each.deadline is not None
+        ]
+        return min([oldest, *halves]) - time.monotonic()
 
     def _choose(self) -> list[Item]:
         """The sequences to run next, taken off the queue."""

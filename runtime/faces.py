@@ -88,7 +88,7 @@ class _Face:
         """The method of the model in two halves."""
         method = getattr(self._model, name)
         self._queue.check()
-        self._queue.check_room()
+        self._queue.check_room(self._seconds)
         steps: Steps[Any] = method.steps(self._model, *arguments, **options)
         return steps
 
@@ -152,7 +152,7 @@ class Blocking(_Face, GeneratorMethods):
     def _wait(self, call: _ThreadCall) -> None:
         seconds = -1.0 if call.deadline is None else max(0.0, call.deadline - time.monotonic())
         try:
-            in_time = call.ready.acquire(timeout=seconds)
+            in_time = call.ready.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))  # which is 292 years
         # Ctrl-C, say.
         except BaseException:
             self._queue.give_up(call)

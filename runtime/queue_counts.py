@@ -19,7 +19,7 @@ class QueueCounts:
     calls: int
     """Calls that were taken."""
     refused: int
-    """Calls that were not taken, for the queue was full (`QueueFullError`)."""
+    """Calls that were not taken, for the queue was full or too slow for their time (`QueueFullError`)."""
     expired: int
     """Calls whose time passed (`DeadlineExceededError`)."""
     cancelled: int

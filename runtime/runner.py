@@ -13,6 +13,7 @@ call_queue.py. Generators batch by themselves (generation/engine.py); here they 
 from __future__ import annotations
 
 import atexit
+import threading
 import weakref
 from collections.abc import Callable
 from types import TracebackType
@@ -59,8 +60,9 @@ class BatchingRunner(Blocking):
             seconds: that each call may take, from its start to its result; None for no limit. See `within`.
             tokens_per_batch: of sequences that run together, padding included; None for what the model was loaded with.
                 For a generator without meaning.
-            max_wait_seconds: how long a sequence may wait for others to fill its batch while a worker is free. 0 runs
-                what there is: batches then form only while all workers are busy, which is best in nearly every case.
+            max_wait_seconds: how long a sequence may wait for others to fill its batch while a worker is free, at most
+                half of its call's time. 0 runs what there is: batches then form only while all workers are busy, which
+                is best in nearly every case.
             most_tokens: of all texts of a call, after they were cut to what the model reads; of a generator, of prompts
                 and of answers as long as they may become. None for no limit.
             on_batch: hears of each run of the graph after it, in a worker's thread. Must not raise. Of a generator
@@ -113,6 +115,8 @@ class BatchingRunner(Blocking):
         Returns:
             whether all is done. A second call waits again.
         """
+        if timeout is not None:
+            timeout = min(timeout, threading.TIMEOUT_MAX)
         return self._serving.close(drain=drain, timeout=timeout)
 
     def __enter__(self) -> Self:

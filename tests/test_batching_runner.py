@@ -232,21 +232,21 @@ def test_a_full_queue_refuses_before_texts_are_read(
     threads.join()
 
 
-def test_what_would_hardly_be_served_in_time_is_refused(
+def test_what_would_hardly_be_served_in_its_own_time_is_refused(
     new_runner: Callable[..., BatchingRunner], graph: GatedGraph
 ) -> None:
     runner, threads = new_runner(), Threads()
     keep_busy(runner, graph, threads)
-    threads.start(runner.within(1000).embed, "w2")
-    threads.start(runner.embed, "w3")  # may wait for ever
-    until(lambda: counts(runner).waiting == 2)
-    oldest = next(iter(runner._queue._items)).call
-    oldest.since -= 900  # of the 1900 that are allowed then
-    threads.start(runner.embed, "w4")
+    threads.start(runner.within(2000).embed, "w2")
+    until(lambda: counts(runner).waiting == 1)
+    next(iter(runner._queue._items)).call.since -= 1900
+    threads.start(runner.embed, "w3")  # may wait for ever, whatever time others have
+    threads.start(runner.within(4000).embed, "w4")
     until(lambda: counts(runner).waiting == 3)
-    oldest.since -= 1000  # of 2900
-    with pytest.raises(QueueFullError, match=r"wait 1\.9e\+03 seconds for their turn"):
-        runner.within(1000).embed("w5")
+    with pytest.raises(QueueFullError, match=r"wait 1\.9e\+03 seconds for their turn.* of the 3000 seconds allowed"):
+        runner.within(3000).embed("w5")
+    with pytest.raises(QueueFullError, match="seconds allowed"):
+        asyncio.run(_first(runner.asynchronous.within(3000).embed("w5")))
     graph.open.set()
     answers = threads.join()
     np.testing.assert_array_equal(np.concatenate(answers), [[1, 1], [2, 1], [3, 1], [4, 1]])
@@ -272,6 +272,37 @@ def test_a_deadline_ends_the_wait_and_frees_the_place(
     threads.join()
     assert sum(size for size, _, _ in graph.runs) == 1  # what was late never ran
     np.testing.assert_array_equal(runner.within(SECONDS).embed("w2"), [[2, 1]])
+
+
+def test_what_is_late_already_is_not_run(new_runner: Callable[..., BatchingRunner], graph: GatedGraph) -> None:
+    runner = new_runner()
+    with pytest.raises(DeadlineExceededError):
+        runner.within(1e-9).embed("w2")
+    with pytest.raises(DeadlineExceededError):
+        asyncio.run(_first(runner.asynchronous.within(1e-9).embed("w2")))
+    assert (graph.runs, counts(runner).expired) == ([], 2)
+
+
+def test_a_wait_for_others_ends_before_a_deadline(new_runner: Callable[..., BatchingRunner]) -> None:
+    runner, threads = new_runner(max_wait_seconds=60), Threads()
+    threads.start(runner.embed, "w1 w2")
+    until(lambda: counts(runner).waiting == 1)
+    np.testing.assert_array_equal(runner.within(4).embed("w3"), [[3, 1]])
+    np.testing.assert_array_equal(threads.join()[0], [[3, 2]])
+
+
+@pytest.mark.parametrize("seconds", [1e10, float("inf")])
+def test_any_time_may_be_allowed(new_runner: Callable[..., BatchingRunner], graph: GatedGraph, seconds: float) -> None:
+    runner, threads = new_runner(seconds=seconds), Threads()
+    keep_busy(runner, graph, threads)
+    threads.start(runner.embed, "w2")
+    threads.start(asyncio.run, _first(runner.asynchronous.embed("w3")))
+    until(lambda: counts(runner).waiting == 2)
+    threads.start(lambda: runner.close(timeout=seconds))
+    graph.open.set()
+    *answers, closed = threads.join()
+    np.testing.assert_array_equal(np.concatenate(answers), [[1, 1], [2, 1], [3, 1]])
+    assert closed
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), True, "1"])
