@@ -696,7 +696,7 @@ def test_a_request_that_can_never_fit_fails_and_those_behind_it_are_served(new_e
 
 
 def test_a_full_queue_is_refused(new_engine: Callable[..., Engine]) -> None:
-    engine = new_engine(most_rows=1, most_waiting=2)
+    engine = new_engine(most_rows=1)
     running = engine.submit(request([5], 200, chooser=Greedy(delay=0.005), text=Numbers(end=None)))
     deadline = time.monotonic() + 10
     while not engine.state.running and time.monotonic() < deadline:
@@ -704,7 +704,8 @@ def test_a_full_queue_is_refused(new_engine: Callable[..., Engine]) -> None:
     for _ in range(2):
         engine.submit(request([6], 1))
     with pytest.raises(QueueFullError, match="2 requests are waiting"):
-        engine.submit(request([6], 1))
+        engine.submit(request([6], 1), most_waiting=2)
+    engine.submit(request([6], 1))  # of someone without that limit
     engine.cancel(running)
 
 

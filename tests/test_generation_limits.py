@@ -26,6 +26,7 @@ from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.generation.requests import Delta, Generation
 from onnxpress.runtime.runner import BatchingRunner
 from tests.tiny_generator import make_bundle, opening
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,9 @@ def test_a_call_has_so_many_tokens_at_most(generator: Generator) -> None:
                 runner.generate(["one"] * 3, max_new_tokens=20, **options)  # type: ignore[call-overload]
         with pytest.raises(InvalidInputError, match="may have 68 tokens together"):
             asyncio.run(runner.asynchronous.generate("one", max_new_tokens=30, n=2))
-    BatchingRunner(generator).close()  # without a limit again
+        # It is the runner's: neither the model's own methods nor another runner have it.
+        assert generator.generate(["one"] * 3, max_new_tokens=20)
+        assert BatchingRunner(generator).generate(["one"] * 3, max_new_tokens=20)
 
 
 def test_an_answer_that_is_late_is_an_error(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,8 +199,10 @@ def test_a_full_queue_refuses(generator: Generator, monkeypatch: pytest.MonkeyPa
             pass
         with pytest.raises(QueueFullError, match="which is the limit"):
             runner.generate(["two"] * 50)
+        others = generator.open_stream("three"), generator.open_stream("four")  # without this limit
         may_go.set()
         thread.join()
+        assert [other.result().finish_reason for other in others] == ["length"] * 2
         while runner.state.running or runner.state.waiting:  # what was cancelled is on its way out
             pass
         assert len(runner.generate("one", temperature=0).token_ids) > 0
@@ -231,6 +236,27 @@ def test_what_is_no_list_of_prompts_is_refused(generator: Generator, prompts: An
         for refused in (runner.asynchronous.encode(prompts), ask()):
             with pytest.raises(InvalidInputError, match=r"prompts are of type .*; give a list of them"):
                 asyncio.run(refused)
+
+
+def test_closing_ends_what_was_asked_through_it(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, other = BatchingRunner(generator), BatchingRunner(generator)
+    may_go = slow(generator, monkeypatch)
+    reasons = {}
+
+    def ask(name: str, face: Any) -> None:
+        reasons[name] = face.generate("one", ignore_eos=True).finish_reason
+
+    faces = {"runner": runner, "other": other, "model": generator}
+    threads = [threading.Thread(target=ask, args=each) for each in faces.items()]
+    for thread in threads:
+        thread.start()
+    until(lambda: runner.state.running + runner.state.waiting == 3)
+    assert not runner.close(drain=False, timeout=0)
+    may_go.set()
+    assert runner.close(timeout=10)
+    for thread in threads:
+        thread.join()
+    assert reasons == {"runner": "cancelled", "other": "length", "model": "length"}
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # forking with threads is the point

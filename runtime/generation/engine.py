@@ -50,7 +50,6 @@ class Engine:
         decoder: Decoder,
         *,
         fill_tokens: int = _FILL_TOKENS,
-        most_waiting: int | None = None,
         reuse_prefixes: bool = True,
     ) -> None:
         """
@@ -58,13 +57,10 @@ class Engine:
             decoder: runs the graph; the engine alone uses it from now on.
             fill_tokens: tokens of prompts that may run between two steps of the requests that decode. More make new
                 requests start sooner and the others wait longer.
-            most_waiting: requests that may wait for a row; None for any number.
             reuse_prefixes: take over what the cache holds of a prompt's beginning, from earlier or running requests.
         """
         self.decoder = decoder
         self._cache = decoder.cache
-        self.most_waiting = most_waiting
-        """Requests that may wait for a row; None for any number."""
         self._scheduler = Scheduler(decoder, fill_tokens, reuse_prefixes)
         self.home = HomeProcess()
         self._changed = threading.Condition()
@@ -120,8 +116,12 @@ class Engine:
         self._cache.require(len(prompt) + most_new)
         return most_new
 
-    def submit(self, request: Request) -> Request:
+    def submit(self, request: Request, *, most_waiting: int | None = None) -> Request:
         """Hand a request over; it waits for its turn. Returns it.
+
+        Args:
+            request: of any caller.
+            most_waiting: requests that may wait for a row when this one comes; None for any number.
 
         Raises:
             QueueFullError: too many are waiting.
@@ -130,7 +130,7 @@ class Engine:
         self.home.check()
         with self._changed:
             waiting = self._scheduler.waiting + len(self._new)
-            if self.most_waiting is not None and waiting >= self.most_waiting:
+            if most_waiting is not None and waiting >= most_waiting:
                 raise QueueFullError(f"{waiting} requests are waiting, which is the limit; try again later")
             self._new.append(request)
             self._wake()

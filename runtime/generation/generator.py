@@ -6,6 +6,7 @@ engine, which all callers share.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack, overload
@@ -25,7 +26,7 @@ from onnxpress.runtime.generation.replay import Replay
 from onnxpress.runtime.generation.requests import Generation
 from onnxpress.runtime.generation.sampling import Sampling
 from onnxpress.runtime.generation.storage import storage_of
-from onnxpress.runtime.generation.streams import AsyncStream, AsyncStreams, Stream
+from onnxpress.runtime.generation.streams import AsyncStream, AsyncStreams, Desk, Stream
 from onnxpress.runtime.huge_pages import huge_pages
 from onnxpress.runtime.malloc import give_back_after
 from onnxpress.runtime.manifest import TaskSettings
@@ -77,6 +78,8 @@ class Generator:
         """
         assert settings.generation is not None
         self.engine = engine
+        self.desk: Desk = engine
+        """Where it hands requests over."""
         self.tokenizer = tokenizer
         self.settings = settings
         self.served = served
@@ -151,7 +154,7 @@ class Generator:
         Raises:
             InvalidInputError: a prompt or an option cannot be used.
             CacheMemoryError: an answer of that length does not fit the memory allowed.
-            QueueFullError: more requests are waiting than allowed.
+            QueueFullError: more requests are waiting than a `BatchingRunner` allows.
             ForkError: this is not the process the model was loaded in.
         """
         if is_one(prompts):
@@ -246,17 +249,17 @@ class Generator:
     def open_stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
         """The same with token ids, the whole answer at the end, and a way to cancel. It starts at once, and ends when
         nobody has it any more."""
-        return Stream(self.engine, self.preparing.one(self._prompts.encode(prompt), options))
+        return Stream(self.desk, self.preparing.one(self._prompts.encode(prompt), options))
 
     async def generate_async(self, prompt: Prompt, **options: Unpack[Options]) -> Generation:
         """Continue one prompt while the event loop goes on. Cancelling the task cancels the request; `n` must be 1."""
         prepared = self.preparing.one(self._prompts.encode(prompt), options)
-        async with AsyncStreams(self.engine, [prepared], deltas=False) as streams:
+        async with AsyncStreams(self.desk, [prepared], deltas=False) as streams:
             return (await streams.results())[0]
 
     def open_async_stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncStream:
         """`open_stream` for an event loop; called inside one."""
-        return AsyncStream(self.engine, self.preparing.one(self._prompts.encode(prompt), options))
+        return AsyncStream(self.desk, self.preparing.one(self._prompts.encode(prompt), options))
 
     def perplexity(self, texts: str | Sequence[str]) -> float:
         """Of one text, or of all together, as perplexity.py defines it; less is better. With a cache of its own.
@@ -275,6 +278,18 @@ class Generator:
         replay = Replay(self.engine.decoder.session, self._generation, most_rows=1)
         given = log_probabilities_of(replay)
         return log_likelihoods_of(texts, self._prompts.tokenizer, self._generation.context, given)
+
+    def limited(self, desk: Desk, most_tokens: int | None) -> Generator:
+        """The same model for callers that have limits of their own.
+
+        Args:
+            desk: takes their requests.
+            most_tokens: of prompts and answers of a call; None for any number.
+        """
+        other = copy.copy(self)
+        other.desk = desk
+        other.preparing = self.preparing.limited(most_tokens)
+        return other
 
     def close(self) -> None:
         """Cancel what runs, end the thread, give the cache's memory back. The generator may be used again."""
@@ -328,12 +343,12 @@ class Generator:
         requests = [each.make(None, None) for each in prepared]
         try:
             for request in requests:
-                self.engine.submit(request)
+                self.desk.submit(request)
             results = [request.result() for request in requests]
         # Whatever ends the call, such as Ctrl-C or one request that fails, nobody waits for the others any more.
         except BaseException:
             for request in requests:
-                self.engine.cancel(request)
+                self.desk.cancel(request)
             raise
         return joined(results, len(prompts))
 
@@ -351,7 +366,7 @@ class Generator:
         return joined(answers, 1)[0]
 
     def _texts(self, prepared: Prepared) -> Iterator[str]:
-        with Stream(self.engine, prepared) as stream:
+        with Stream(self.desk, prepared) as stream:
             for delta in stream:
                 if delta.text:
                     yield delta.text

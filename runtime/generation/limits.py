@@ -8,11 +8,13 @@ import contextlib
 import functools
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, TypeVar, Unpack, overload
 
 from onnxpress.runtime.call_report import CallReport
 from onnxpress.runtime.errors import ClosedError, DeadlineExceededError, InvalidInputError
+from onnxpress.runtime.generation.engine import Engine
 from onnxpress.runtime.generation.generator import Generator, Messages, joined
 from onnxpress.runtime.generation.options import Options
 from onnxpress.runtime.generation.prompts import Prompt, is_one
@@ -24,19 +26,59 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 
+class LimitedDesk:
+    """Hands requests of one runner to an engine that others use too. Safe to use from many threads."""
+
+    def __init__(self, engine: Engine, most_waiting: int) -> None:
+        """
+        Args:
+            engine: answers.
+            most_waiting: requests of whomever that may wait for a row of the cache when another comes.
+        """
+        self._engine = engine
+        self._most_waiting = most_waiting
+        self._lock = threading.Lock()
+        self._requests: weakref.WeakSet[Request] = weakref.WeakSet()
+        self._closed = False
+
+    def submit(self, request: Request) -> Request:
+        """
+        Raises:
+            ClosedError: the runner was closed.
+            QueueFullError, ForkError: as of `Engine.submit`.
+        """
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the runner was closed before the request began")
+            self._engine.submit(request, most_waiting=self._most_waiting)
+            self._requests.add(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """As of `Engine.cancel`."""
+        self._engine.cancel(request)
+
+    def close(self) -> None:
+        """Cancel all requests that came here, and take no more."""
+        with self._lock:
+            self._closed = True
+            requests = list(self._requests)
+        for request in requests:
+            self._engine.cancel(request)
+
+
 class GeneratorCalls:
     """The calls of one runner that are in a generator. Safe to use from many threads."""
 
     def __init__(self, generator: Generator, most_waiting: int, most_tokens: int | None = None) -> None:
         """
         Args:
-            generator: answers; requests of others wait in the same queue, and have the same limits from now on.
-            most_waiting: requests that may wait for a row of the cache.
+            generator: answers; requests of others wait in the same queue, without these limits.
+            most_waiting: requests of whomever that may wait for a row of the cache when another comes.
             most_tokens: of prompts and answers of a call; None for no limit.
         """
-        self.generator = generator
-        generator.engine.most_waiting = most_waiting
-        generator.preparing.most_tokens = most_tokens
+        self._desk = LimitedDesk(generator.engine, most_waiting)
+        self.generator = generator.limited(self._desk, most_tokens)
         self._changed = threading.Condition()
         self._inside = 0
         self._closing = False
@@ -69,7 +111,7 @@ class GeneratorCalls:
         with self._changed:
             self._closing = True
         if not drain:
-            self.generator.engine.close()
+            self._desk.close()
         with self._changed:
             return self._changed.wait_for(lambda: self._inside == 0, timeout)
 
@@ -206,7 +248,7 @@ class AsyncGeneratorMethods:
             prepare = functools.partial(generator.preparing.answers, options=within(left, options))
             prepared = await self._beside(size, prepare, encoded)
             check = functools.partial(check_complete, seconds=self._seconds, options=options)
-            async with AsyncStreams(generator.engine, prepared, deltas=deltas, check=check) as streams:
+            async with AsyncStreams(generator.desk, prepared, deltas=deltas, check=check) as streams:
                 try:
                     yield streams
                 finally:

@@ -6,6 +6,7 @@ became tokens (prompts.py) and of who waits for the answer (streams.py).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -43,6 +44,9 @@ class Prepared:
 class Preparing:
     """Prepares answers of a model. Safe to use from many threads."""
 
+    most_tokens: int | None = None
+    """Tokens of prompts and answers that one call may have; None for any number."""
+
     def __init__(self, engine: Engine, prompts: Prompts, settings: GenerationSettings) -> None:
         """
         Args:
@@ -54,8 +58,12 @@ class Preparing:
         self._settings = settings
         self._grammars = Grammars(prompts.tokenizer, settings.eos_ids, settings.vocabulary)
         self.detokenizer = Detokenizer(prompts.tokenizer)
-        self.most_tokens: int | None = None
-        """Tokens of prompts and answers that one call may have; None for any number."""
+
+    def limited(self, most_tokens: int | None) -> Preparing:
+        """The same with a limit of its own."""
+        other = copy.copy(self)
+        other.most_tokens = most_tokens
+        return other
 
     def answers(self, prompts: Sequence[list[int]], options: Options) -> list[Prepared]:
         """The answers to prompts: `n` to the first, `n` to the second.

@@ -10,11 +10,21 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
-from onnxpress.runtime.generation.engine import Engine
 from onnxpress.runtime.generation.preparing import Prepared
 from onnxpress.runtime.generation.requests import Delta, Generation, Request
+
+
+class Desk(Protocol):
+    """Where requests are handed over: an engine, or what sets limits before it."""
+
+    def submit(self, request: Request) -> Request:
+        """As of `Engine.submit`."""
+
+    def cancel(self, request: Request) -> None:
+        """As of `Engine.cancel`."""
+
 
 Check = Callable[[Generation], object]
 """Raises where an answer should be an error instead."""
@@ -23,13 +33,13 @@ Check = Callable[[Generation], object]
 class Stream:
     """An iterator over what each token adds; `result` is the whole answer."""
 
-    def __init__(self, engine: Engine, prepared: Prepared) -> None:
-        self._engine = engine
+    def __init__(self, desk: Desk, prepared: Prepared) -> None:
+        self._desk = desk
         # The request, which the engine holds, knows the queue and not the stream.
         self._deltas = deltas = queue.SimpleQueue[Delta | None]()
         self.request = prepared.make(deltas.put, lambda _: deltas.put(None))
-        engine.submit(self.request)
-        weakref.finalize(self, engine.cancel, self.request).atexit = False
+        desk.submit(self.request)
+        weakref.finalize(self, desk.cancel, self.request).atexit = False
 
     def __iter__(self) -> Self:
         return self
@@ -48,7 +58,7 @@ class Stream:
 
     def close(self) -> None:
         """Cancel what is not made yet."""
-        self._engine.cancel(self.request)
+        self._desk.cancel(self.request)
 
     def __enter__(self) -> Self:
         return self
@@ -64,11 +74,11 @@ class AsyncStreams:
     there together."""
 
     def __init__(
-        self, engine: Engine, prepared: Sequence[Prepared], *, deltas: bool = True, check: Check | None = None
+        self, desk: Desk, prepared: Sequence[Prepared], *, deltas: bool = True, check: Check | None = None
     ) -> None:
         """
         Args:
-            engine: answers. All requests are handed over now.
+            desk: takes all requests, now.
             prepared: of each answer.
             deltas: hear of each token; else of the ends only, which costs the loop less.
             check: looks at each finished answer.
@@ -77,7 +87,7 @@ class AsyncStreams:
             QueueFullError: too many are waiting; none of these stays.
             ForkError: this is not the process the model was loaded in.
         """
-        self._engine = engine
+        self._desk = desk
         self._loop = asyncio.get_running_loop()
         self._check = check
         self._inbox: deque[tuple[int, Delta | None]] = deque()  # None for an end
@@ -90,7 +100,7 @@ class AsyncStreams:
             for index, each in enumerate(prepared):
                 hear = functools.partial(self._put, index)
                 request = each.make(hear if deltas else None, lambda _, hear=hear: hear(None))  # type: ignore[misc]
-                self.requests.append(engine.submit(request))
+                self.requests.append(desk.submit(request))
         except BaseException:
             self.cancel()
             raise
@@ -128,7 +138,7 @@ class AsyncStreams:
     def cancel(self) -> None:
         """Cancel what is not made yet."""
         for request in self.requests:
-            self._engine.cancel(request)
+            self._desk.cancel(request)
 
     async def __aenter__(self) -> Self:
         return self
@@ -165,8 +175,8 @@ class AsyncStreams:
 class AsyncStream:
     """`Stream` for an event loop; made inside one."""
 
-    def __init__(self, engine: Engine, prepared: Prepared, check: Check | None = None) -> None:
-        self._streams = AsyncStreams(engine, [prepared], check=check)
+    def __init__(self, desk: Desk, prepared: Prepared, check: Check | None = None) -> None:
+        self._streams = AsyncStreams(desk, [prepared], check=check)
         weakref.finalize(self, self._streams.cancel).atexit = False
         self._deltas: deque[Delta] = deque()
 
