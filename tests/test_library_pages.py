@@ -99,5 +99,5 @@ def test_the_small_preset_drops_before_and_after_loading(
 
 
 def test_other_words_are_refused() -> None:
-    with pytest.raises(InvalidInputError, match="library_pages is 'lose'; give one of: keep, drop"):
+    with pytest.raises(InvalidInputError, match="library_pages is 'lose'; give 'keep' or 'drop'"):
         ServingSettings(library_pages="lose")  # type: ignore[arg-type]
