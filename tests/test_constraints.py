@@ -204,6 +204,24 @@ def test_a_tokenizer_that_changes_texts_writes_them_unchanged(tokenizer: Tokeniz
     assert tokenizer.decode(tokens) == text
 
 
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("grammar", [choice(["hello <image>"]), json_schema({"const": "hello <image>"})])
+def test_tokens_without_logits_are_never_asked_for(kind: str, grammar: Grammar) -> None:
+    tokenizer = TOKENIZERS[kind]()
+    vocabulary = tokenizer.get_vocab_size()
+    tokenizer.add_tokens(["hello"])
+    tokenizer.add_special_tokens(["<image>"])
+    constraint = Grammars(tokenizer, [tokenizer.token_to_id("</s>")], vocabulary).start(grammar)
+    tokens: list[int] = []
+    while not constraint.is_done():
+        allowed = constraint.mask()
+        assert len(allowed) == vocabulary
+        assert allowed.any()
+        tokens.append(int(allowed.argmax()))
+        constraint.commit(tokens[-1])
+    assert tokenizer.decode(tokens).strip('"') == "hello <image>"
+
+
 def test_several_end_tokens_may_all_end_an_answer() -> None:
     tokenizer = byte_level()
     ends = [tokenizer.token_to_id("</s>"), tokenizer.token_to_id("<s>")]

@@ -172,9 +172,11 @@ class Grammars:
             ) from error
         with self._lock:
             if self._tokens is None:
+                # Tokenizers may have tokens without logits, as those of text models that share one with others.
+                known = max(self._vocabulary, max(self._tokenizer.get_vocab().values(), default=-1) + 1)
                 try:
                     eos = list(self._eos_ids) or None
-                    self._tokens = LLTokenizer(_exact(self._tokenizer), n_vocab=self._vocabulary, eos_token=eos)
+                    self._tokens = LLTokenizer(_exact(self._tokenizer), n_vocab=known, eos_token=eos)
                 except ValueError as error:
                     raise UnsupportedModelError(
                         f"output of this model cannot be constrained, because llguidance cannot read its tokens: "
@@ -228,8 +230,11 @@ class Constraint:
 
     def _is_misread(self, allowed: BoolArray) -> bool:
         """Whether llguidance, where only one text can follow, has taken the spelling of a special token for the token:
-        it tokenizes such a text as a whole, and does not accept what it then asks for."""
+        it tokenizes such a text as a whole, and does not accept what it then asks for. Or whether it asks for a token
+        that has no logit."""
         only = np.flatnonzero(allowed)
+        if not len(only):
+            return True
         if len(only) != 1 or int(only[0]) not in self._tokens.special:
             return False
         return int(only[0]) not in self._tokens.eos_ids or not self.may_end()
