@@ -21,6 +21,7 @@ from onnxpress.runtime.generation.options import BEYOND_SAMPLING, Options
 from onnxpress.runtime.generation.sampling import Sampling
 from onnxpress.runtime.providers import Provider
 from onnxpress.runtime.settings import ServingSettings
+from tests.decoder_graph import TinyDecoder
 from tests.tiny_generator import TINY, byte_tokenizer, make_bundle, opening
 
 
@@ -315,6 +316,15 @@ def test_token_ids_of_any_kind_are_decoded(generator: Generator) -> None:
 
 def test_perplexity_is_of_one_text_or_of_several(generator: Generator) -> None:
     assert generator.perplexity("Once upon a time") == generator.perplexity(["Once upon a time"])
+
+
+def test_a_text_with_a_token_that_the_model_does_not_know_has_no_perplexity(tmp_path: Path) -> None:
+    known = TINY.vocabulary - 1
+    with opening(make_bundle(tmp_path, TinyDecoder(vocabulary=known, seed=4))) as load:
+        generator = load({"vocabulary": known})
+        last = generator.tokenizer.backend.id_to_token(known)
+        with pytest.raises(InvalidInputError, match=rf"text 1 has the token {known} \('{last}'\); the model"):
+            generator.perplexity(["fine", "soft\xad"])
 
 
 def test_an_answer_that_does_not_fit_the_memory_allowed_is_refused(load: Callable[..., Generator]) -> None:

@@ -119,7 +119,8 @@ class LoadedDecoder:
 
     def log_likelihoods(self, texts: Sequence[str]) -> list[tuple[float, int]]:
         """What the perplexity of texts is made of (runtime/generation/perplexity.py)."""
-        return log_likelihoods_of(texts, self.backend, self.facts.context, self.log_probabilities)
+        facts = self.facts
+        return log_likelihoods_of(texts, self.backend, facts.context, facts.vocabulary, self.log_probabilities)
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int, **options: Any) -> list[list[int]]:
         """Exactly `max_new_tokens` token ids after each prompt, greedily; for measuring."""

@@ -265,7 +265,8 @@ class Generator:
         """Of one text, or of all together, as perplexity.py defines it; less is better. With a cache of its own.
 
         Raises:
-            InvalidInputError: what was given is no text, or all has fewer than two tokens.
+            InvalidInputError: what was given is no text, has a token that the model does not know, or all has fewer
+                than two tokens.
         """
         return perplexity_from(self.log_likelihoods(texts))
 
@@ -273,11 +274,12 @@ class Generator:
         """Of each window of the texts that perplexity is made of: its log likelihood, and the tokens that count.
 
         Raises:
-            InvalidInputError: what was given is no text.
+            InvalidInputError: what was given is no text, or has a token that the model does not know.
         """
         replay = Replay(self.engine.decoder.session, self._generation, most_rows=1)
         given = log_probabilities_of(replay)
-        return log_likelihoods_of(texts, self._prompts.tokenizer, self._generation.context, given)
+        settings = self._generation
+        return log_likelihoods_of(texts, self._prompts.tokenizer, settings.context, settings.vocabulary, given)
 
     def limited(self, desk: Desk, most_tokens: int | None) -> Generator:
         """The same model for callers that have limits of their own.

@@ -56,7 +56,11 @@ def windows(tokens: Sequence[int], window: int, stride: int) -> list[Window]:
 
 
 def log_likelihoods_of(
-    texts: str | Sequence[str], tokenizer: tokenizers.Tokenizer, context: int, log_probabilities: LogProbabilities
+    texts: str | Sequence[str],
+    tokenizer: tokenizers.Tokenizer,
+    context: int,
+    vocabulary: int,
+    log_probabilities: LogProbabilities,
 ) -> list[tuple[float, int]]:
     """Log likelihoods of texts, each read by itself, special tokens not added.
 
@@ -64,13 +68,14 @@ def log_likelihoods_of(
         texts: one or several, of at least two tokens together.
         tokenizer: of the model; what it says about the length of texts does not count.
         context: tokens the model takes.
+        vocabulary: tokens the model knows; tokenizers may have more.
         log_probabilities: what the model gives.
 
     Returns:
         of each window, in order: the log likelihood of its tokens that count, and how many these are.
 
     Raises:
-        InvalidInputError: what was given is no text.
+        InvalidInputError: what was given is no text, or has a token that the model does not know.
     """
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, Iterable):
@@ -79,6 +84,11 @@ def log_likelihoods_of(
     parts: list[Window] = []
     for index, text in enumerate(texts):
         ids = encode_whole(tokenizer, valid_text(f"text {index}", text))
+        if (highest := max(ids, default=0)) >= vocabulary:
+            raise InvalidInputError(
+                f"text {index} has the token {highest} ({tokenizer.id_to_token(highest)!r}); the model knows 0 to "
+                f"{vocabulary - 1}, so leave it out of the text"
+            )
         parts += windows(ids, window, max(1, window - 1))
     return [(float(values.sum()), len(values)) for values in log_probabilities(parts)]
 
