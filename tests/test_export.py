@@ -7,12 +7,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import onnxpress
-from onnxpress.exporter import ExportConfig, Thresholds
+from onnxpress.exporter import ExportConfig, Thresholds, gate
 from onnxpress.exporter.baseline import load_baseline
 from onnxpress.exporter.source import resolve_source
 from onnxpress.runtime.bundle import open_bundle
@@ -127,6 +128,25 @@ def test_a_variant_that_fails_is_left_out_with_the_reason(tiny_model: Path, tmp_
     (failed,) = [variant for variant in result.report["variants"] if variant["status"] == "failed"]
     assert "lowest cosine similarity" in failed["failure"]
     assert set(failed["parity"]["first_divergence"]) == {"tensor", "node", "op_type", "module", "difference"}
+
+
+def test_a_variant_that_gives_no_numbers_is_left_out(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_runner = gate._runner
+
+    def broken(state: Any, variant: Any, graph: Any) -> Any:
+        run, *others = make_runner(state, variant, graph)
+        scale = np.float32(np.nan if variant.name == "int8" else 1)
+        return lambda feeds: {name: scale * found for name, found in run(feeds).items()}, *others
+
+    monkeypatch.setattr(gate, "_runner", broken)
+    config = ExportConfig(measure="none", variants=("fp32", "int8"), cache=False)
+    result = onnxpress.export(tiny_model, tmp_path / "b", config)
+    assert [variant.name for variant in result.manifest.variants] == ["fp32"]
+    (failed,) = [variant for variant in result.report["variants"] if variant["status"] == "failed"]
+    assert "are not finite" in failed["failure"]
+    assert failed["parity"]["max_abs_difference"] is None
 
 
 def test_a_variant_that_loses_accuracy_is_left_out(tiny_model: Path, tmp_path: Path) -> None:

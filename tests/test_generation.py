@@ -82,6 +82,15 @@ def test_perplexity_is_that_of_pytorch(bundle: Path) -> None:
     assert drops["int4"] == pytest.approx(100 * (figures["int4"] / report["baseline"]["accuracy"] - 1), abs=1e-2)
 
 
+def test_perplexity_of_one_short_text_has_no_interval(folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(PROMPTS[0])
+    config = onnxpress.ExportConfig(measure="none", variants=("fp32",), evaluation=(text,))
+    (fp32,) = onnxpress.export(folder, tmp_path / "b", config).report["variants"]
+    assert fp32["accuracy_drop"] == pytest.approx(0, abs=0.01)
+    assert fp32["accuracy_interval"] is None
+
+
 def test_the_command_continues_a_prompt_and_lines(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
