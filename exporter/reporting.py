@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -185,8 +186,9 @@ def _rounded_rates(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    """JSON has no infinite numbers, and none for what is no number."""
+    return None if value is None or not math.isfinite(value) else round(value, 4)
 
 
 def _rounded_all(values: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in values.items()}
+    return {name: round(value, 4) for name, value in values.items() if math.isfinite(value)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import transformers
 
 import onnxpress
 from onnxpress.cli import main
-from onnxpress.exporter import Thresholds
+from onnxpress.exporter import Thresholds, gate
 from onnxpress.exporter.baseline import load_baseline
 from onnxpress.exporter.quiet import quiet
 from onnxpress.exporter.source import resolve_source
@@ -89,6 +91,25 @@ def test_perplexity_of_one_short_text_has_no_interval(folder: Path, tmp_path: Pa
     (fp32,) = onnxpress.export(folder, tmp_path / "b", config).report["variants"]
     assert fp32["accuracy_drop"] == pytest.approx(0, abs=0.01)
     assert fp32["accuracy_interval"] is None
+
+
+def test_a_variant_whose_perplexity_is_no_number_is_left_out(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = gate.evaluate
+
+    def broken(model: Any, evaluation: Any) -> Any:
+        scores = evaluate(model, evaluation)
+        is_int8 = hasattr(model, "variant") and model.variant.name == "int8"
+        return dataclasses.replace(scores, metrics={"perplexity": math.nan}) if is_int8 else scores
+
+    monkeypatch.setattr(gate, "evaluate", broken)
+    text = tmp_path / "text.txt"
+    text.write_text(PROMPTS[2])
+    config = onnxpress.ExportConfig(measure="none", variants=("fp32", "int8"), evaluation=(text,))
+    fp32, int8 = onnxpress.export(folder, tmp_path / "b", config).report["variants"]
+    assert (fp32["status"], int8["status"]) == ("passed", "failed")
+    assert (int8["accuracy"], int8["accuracy_drop"], int8["metrics"]) == (None, None, {})
 
 
 def test_the_command_continues_a_prompt_and_lines(
