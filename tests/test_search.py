@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,14 +15,14 @@ import pytest
 import onnxpress
 from onnxpress.cli.export import _seconds
 from onnxpress.exporter import encoder_precisions
-from onnxpress.exporter.search import step
+from onnxpress.exporter.search import step, trials
 from onnxpress.exporter.search.limits import Limit
 from onnxpress.exporter.search.moves import Ladder, make_ladder, undone
 from onnxpress.exporter.search.plan import OutOfTimeError, Trial, run_plan
 from onnxpress.exporter.search.splits import split
 from onnxpress.exporter.search.trials import TrialBench
 from onnxpress.quantize.embedding_tables import EmbeddingConfig, quantize_embedding_tables
-from onnxpress.quantize.sensitivity import NodeSensitivity, Sensitivity
+from onnxpress.quantize.sensitivity import NodeSensitivity, Sensitivity, measure_sensitivity
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.evaluation import Evaluation, read_evaluation
 from onnxpress.runtime.evaluation.text_generation import Passage
@@ -332,6 +334,23 @@ def test_a_model_that_int8_ruins_gets_a_mixture_that_holds(hard: Classifier, tmp
     assert least.report["max_accuracy_drop"] is None
     with pytest.raises(InvalidInputError, match="min_metric is 100, and the model has"):
         export(hard, tmp_path, max_accuracy_drop=None, min_metric=100.0, force=True)
+
+
+@pytest.mark.usefixtures("steady")
+def test_nodes_that_make_what_is_no_number_are_in_the_report(
+    hard: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*given: Any, **options: Any) -> Sensitivity:
+        found = measure_sensitivity(*given, **options)
+        first, *others = found.nodes
+        first = dataclasses.replace(first, divergence=math.inf)
+        return dataclasses.replace(found, divergence=math.inf, nodes=(first, *others))
+
+    monkeypatch.setattr(trials, "measure_sensitivity", measure)
+    monkeypatch.setenv("ONNXPRESS_CACHE", str(tmp_path / "cache"))
+    (found,) = export(hard, tmp_path).report["sensitivity"]["precisions"]
+    assert found["divergence"] is None
+    assert [node["divergence"] is None for node in found["nodes"]] == [True, *[False] * (len(found["nodes"]) - 1)]
 
 
 @pytest.mark.usefixtures("steady")

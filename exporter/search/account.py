@@ -11,7 +11,7 @@ from onnxpress.exporter.graph_modules import modules_of
 from onnxpress.exporter.search.limits import Budget, Limit
 from onnxpress.exporter.search.plan import Outcome, Trial
 from onnxpress.exporter.search.splits import Splits
-from onnxpress.exporter.search.trials import TrialBench
+from onnxpress.exporter.search.trials import TrialBench, finite
 from onnxpress.exporter.state import State
 from onnxpress.quantize.mixed import FLOAT32
 from onnxpress.quantize.sensitivity import Sensitivity
@@ -124,10 +124,12 @@ def sensitivity_document(base: Path, measured: Sequence[Sensitivity], strip: str
         "precisions": [
             {
                 "precision": found.precision,
-                "divergence": found.divergence,
+                "divergence": finite(found.divergence),
                 "seconds": round(found.seconds, 1),
                 "nodes": [
-                    dataclasses.asdict(node) | {"module": modules.get(nodes[node.node].output[0])}
+                    dataclasses.asdict(node)
+                    | {"divergence": finite(node.divergence), "local_error": finite(node.local_error)}
+                    | {"module": modules.get(nodes[node.node].output[0])}
                     for node in found.nodes
                 ],
             }

@@ -199,8 +199,8 @@ class TrialBench:
             scores = self._evaluate(graph, self._splits.search)
             by_memory = self._state.config.objective == "memory"
             return {
-                "metric": _finite(scores.primary),
-                "divergence": _finite(self._divergence(graph)) if assignment else 0.0,
+                "metric": finite(scores.primary),
+                "divergence": finite(self._divergence(graph)) if assignment else 0.0,
                 "milliseconds": times[1],
                 "milliseconds_ratio": times[1] / times[0] if assignment else 1.0,
                 "size_bytes": bundling.variant_size_bytes(self._state, TRIAL),
@@ -277,9 +277,9 @@ class TrialBench:
         interval = paired_interval(evaluation, before, after)
         return {
             "samples": len(evaluation.examples),
-            "float32": _finite(before.primary),
-            "metric": _finite(after.primary),
-            "drop": _finite(evaluation.loss(before.primary, after.primary) + 0.0),  # no minus before zero
+            "float32": finite(before.primary),
+            "metric": finite(after.primary),
+            "drop": finite(evaluation.loss(before.primary, after.primary) + 0.0),  # no minus before zero
             "interval": [interval.low, interval.high] if interval.finite else None,
         }
 
@@ -345,13 +345,13 @@ class TrialBench:
 
         key = self._key({"": precision})
         _, data, _ = self._state.cache.get("sensitivity", key, make)
-        return decode(Sensitivity, data)
+        return decode(Sensitivity, data, finite=False)  # infinite where a node makes what is no number
 
     def _progress(self, detail: str) -> None:
         fraction = min(0.99, self._budget.spent / self._budget.seconds) if self._budget.seconds else None
         self._state.progress("search", detail, fraction)
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
     """A number for the report, which has no others."""
     return value if float("-inf") < value < float("inf") else None
