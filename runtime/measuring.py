@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -120,28 +120,42 @@ class Worker:
     """A measuring process: `command` must run `workers.serve`."""
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
+        """
+        Raises:
+            OnnxpressError: the process ended before it was ready.
+        """
         self.name = name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         started = time.perf_counter()
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
-        )
-        self._answer()
+        with ExitStack() as undo:
+            undo.enter_context(self._errors)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+            )
+            undo.callback(self.close)
+            self._answer()
+            undo.pop_all()
         self.cold_start_seconds = time.perf_counter() - started
 
     def ask(self, **command: Any) -> Any:
-        """Send a command and wait for its answer."""
+        """Send a command and wait for its answer.
+
+        Raises:
+            OnnxpressError: the process has ended.
+        """
         time.sleep(_SPINNING_SECONDS)
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # what became of it is told where there is no answer
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
         return self._answer().get("answer")
 
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # of a process that ended before it read its command
+            self._process.stdin.close()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:

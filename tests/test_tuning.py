@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 from onnxpress.cli import main
 from onnxpress.runtime import tuning
 from onnxpress.runtime.bundle import open_bundle
+from onnxpress.runtime.errors import OnnxpressError
+from onnxpress.runtime.measuring import Worker
 from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.tuned import Tuned, keep_tuned, read_tuned
 from onnxpress.runtime.tuning import Goal, Tuning, candidates, is_clear_gain, make_traffic, tune
@@ -141,3 +145,23 @@ def test_real_processes(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -
     answer = json.loads(capsys.readouterr().out)
     assert {"threads 1", "preset small"} <= {one["name"] for one in answer["tried"]} | {"threads 1"}
     main(["tune", str(tiny_bundle), "--forget"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_process_that_ends_while_it_starts_leaves_nothing_open() -> None:
+    def open_files() -> set[str]:
+        return {path.name for path in Path("/dev/fd").iterdir()}
+
+    before = open_files()
+    with pytest.raises(OnnxpressError, match="the process that measures int8 ended early: no such model"):
+        Worker("int8", [sys.executable, "-c", "raise SystemExit('no such model')"])
+    gc.collect()
+    assert open_files() == before
+
+
+def test_a_process_that_has_ended_is_a_sentence_and_can_be_closed() -> None:
+    worker = Worker("int8", [sys.executable, "-c", "print('{}')"])
+    worker._process.wait()
+    with pytest.raises(OnnxpressError, match="the process that measures int8 ended early: no output"):
+        worker.ask(do="memory")
+    worker.close()
