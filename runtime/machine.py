@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from onnxpress._onnxruntime import installed_distributions
+
 # The instruction sets onnxruntime's matrix kernels (MLAS) choose between.
 _KERNEL_FEATURES = (
     "avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
@@ -104,7 +106,7 @@ def compute_capability() -> str | None:
 
 def onnxruntime_version() -> str | None:
     """Version of the onnxruntime that is installed, without importing it."""
-    return next(iter(versions(("onnxruntime", "onnxruntime-gpu")).values()), None)
+    return next(iter(installed_distributions().values()), None)
 
 
 def versions(names: Sequence[str] = _VERSIONED) -> dict[str, str]:
@@ -163,12 +165,11 @@ def _cgroup_limits(
 ) -> list[N]:
     """The limits of a controller that this process's group, and every group above it, set."""
     try:
-        lines = self_file.read_text().splitlines()
+        lines = self_file.read_text(errors="surrogateescape").splitlines()  # names of groups are any bytes
     except OSError:
         return []
     limits = []
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
+    for _, controllers, group in (line.split(":", 2) for line in lines if line.count(":") >= 2):
         if controllers == "":
             base, read = root, read_v2
         elif controller in controllers.split(","):

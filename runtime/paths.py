@@ -12,11 +12,18 @@ MANIFEST_NAME = "onnxpress.json"
 
 def user_cache() -> Path:
     """Where onnxpress keeps what it can make again: `ONNXPRESS_CACHE`, else `XDG_CACHE_HOME/onnxpress`, else
-    `~/.cache/onnxpress`."""
+    `~/.cache/onnxpress`. A user without a home, such as a number that a container runs as, has `/` for one."""
     if chosen := os.environ.get("ONNXPRESS_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "onnxpress"
+    return (Path(base) if base else _home() / ".cache") / "onnxpress"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # HOME is not set and the system does not know the user
+        return Path("/")
 
 
 def models_folder() -> Path:

@@ -17,6 +17,7 @@ import pytest
 
 import onnxpress
 from onnxpress import _onnxruntime
+from onnxpress.runtime.machine import onnxruntime_version
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOT_PACKAGES = ("exporter", "quantize", "runtime", "models")
@@ -186,6 +187,7 @@ def test_one_recent_onnxruntime_is_accepted(
 ) -> None:
     install(monkeypatch, installed)
     _onnxruntime.check_onnxruntime()
+    assert onnxruntime_version() == next(iter(installed.values())).version
 
 
 NOT_INSTALLED = (

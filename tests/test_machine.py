@@ -30,7 +30,7 @@ class Tree:
         self.membership = folder / "self"
 
     def joined(self, *lines: str) -> Tree:
-        self.membership.write_text("".join(f"{line}\n" for line in lines))
+        self.membership.write_bytes(os.fsencode("".join(f"{line}\n" for line in lines)))
         return self
 
     def v2(self, group: str, content: str) -> Tree:
@@ -132,6 +132,11 @@ def test_memory_of_version_1(tree: Tree) -> None:
 def test_no_cgroups_are_no_limit(tree: Tree) -> None:
     assert tree.quota is None
     assert tree.joined("0::/anything", "1:cpu:/anything").quota is None
+
+
+def test_lines_that_are_none_are_passed_over_and_groups_may_have_any_name(tree: Tree) -> None:
+    tree.joined("", "nonsense", "0::/b\udcff").v2("b\udcff", "150000 100000")
+    assert tree.quota == 1.5
 
 
 def test_a_group_outside_of_the_namespace_is_bounded_by_its_root(tree: Tree) -> None:

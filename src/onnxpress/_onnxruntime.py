@@ -34,7 +34,7 @@ def check_onnxruntime() -> None:
 
     Reads metadata only: the module itself is neither imported nor looked at.
     """
-    installed = _installed_distributions()
+    installed = installed_distributions()
     if not installed:
         raise ImportError(
             "onnxpress needs onnxruntime, which is not installed: run pip install 'onnxpress[cpu]', "
@@ -56,7 +56,7 @@ def check_onnxruntime() -> None:
         )
 
 
-def _installed_distributions() -> dict[str, str]:
+def installed_distributions() -> dict[str, str]:
     """Name and version of every installed distribution that brings the module ``onnxruntime``."""
     versions = {}
     for name in (*OWN_EXTRAS, *OTHER_BUILDS):
