@@ -43,6 +43,10 @@ def require_threads(threads: int | None) -> None:
         )
 
 
+_MOST_BYTES = {"initial_bytes": 2**31 - 1, "growth_bytes": 2**31 - 1, "max_bytes": 2**63 - 1}
+"""That onnxruntime can be told: it keeps the first two in 32 bits."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Arena:
     """onnxruntime's pool of CPU memory for what a run computes. It grows to what the largest run needed, and keeps it
@@ -63,7 +67,8 @@ class Arena:
     growth_bytes: int | None = None
     """What it grows by first after it has shrunk. None: 2 MiB."""
     max_bytes: int | None = None
-    """What it may take; a run that needs more fails. None: no limit."""
+    """What it may take; a run that needs more fails. Weights count, and onnxruntime forgets a limit that they alone
+    exceed. None: no limit."""
     shrink: Shrink = "never"
     """When what no run is using goes back to the system: after each run, or when there was none for a while."""
     idle_seconds: float = 2.0
@@ -79,8 +84,10 @@ class Arena:
         Raises:
             InvalidInputError: a value cannot be, or contradicts another.
         """
-        for name in ("initial_bytes", "growth_bytes", "max_bytes"):
-            require_whole(name, getattr(self, name), or_none=True)
+        for name, most in _MOST_BYTES.items():
+            require_whole(name, size := getattr(self, name), or_none=True)
+            if size is not None and size > most:
+                raise InvalidInputError(f"{name} is {size}; onnxruntime takes {most} at most")
         require_types(self)
         if not 0 < self.idle_seconds <= 86400:
             raise InvalidInputError(f"idle_seconds is {self.idle_seconds}; give a number of seconds up to 86400")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from onnxpress.runtime.bundle import open_bundle
 from onnxpress.runtime.errors import InferenceError, InvalidInputError
 from onnxpress.runtime.malloc import give_back_free_memory
 from onnxpress.runtime.manifest import SessionSettings
+from onnxpress.runtime.paths import user_cache
 from onnxpress.runtime.session import make_session, runner
 from onnxpress.runtime.settings import PRESETS, Arena, ServingSettings, settings_of
 from onnxpress.runtime.tuned import Tuned, _path, forget_tuned, keep_tuned, read_tuned
@@ -35,6 +37,8 @@ WAIT = 30.0  # seconds until a test gives up
         (lambda: Arena(extend="twice"), "extend is 'twice'; give 'power_of_two' or 'as_requested'"),
         (lambda: Arena(shrink="sometimes"), "shrink is 'sometimes'"),
         (lambda: Arena(shared=True, initial_bytes=0), "initial_bytes is 0; give a whole number"),
+        (lambda: Arena(shared=True, growth_bytes=2**31), "growth_bytes is 2147483648; onnxruntime takes"),
+        (lambda: Arena(shared=True, max_bytes=2**64), "max_bytes is 18446744073709551616; onnxruntime takes"),
         (lambda: Arena(idle_seconds=0), "idle_seconds is 0"),
         (lambda: Arena(idle_seconds="2"), "idle_seconds is '2'; give a number"),
         (lambda: Arena(enabled="no"), "enabled is 'no'; give True or False"),
@@ -256,6 +260,14 @@ def test_load_uses_what_was_kept(bundle_copy: Path, caplog: pytest.LogCaptureFix
         assert onnxpress.load(bundle_copy, variant="fp32").encoder.graph.settings == ServingSettings()
     finally:
         forget_tuned(bundle)
+
+
+def test_a_user_without_a_home_is_served(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "ONNXPRESS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # which the system does not know
+    assert user_cache() == Path("/.cache/onnxpress")
+    assert onnxpress.load(tiny_bundle, "fp32").encoder.graph.settings == ServingSettings()
 
 
 @pytest.mark.parametrize(
