@@ -65,6 +65,22 @@ class Bundle:
                 )
         return model
 
+    def check_unchanged(self) -> None:
+        """For what is opened later than the bundle was: two exports must not answer as one.
+
+        Raises:
+            InvalidBundleError: another bundle, or none, is in the folder now.
+        """
+        try:
+            is_same = sha256_of(self.folder / MANIFEST_NAME) == self.manifest_sha256
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise InvalidBundleError(
+                f"the bundle in {self.folder} was replaced or removed after it was loaded, before all of it was in "
+                "use; load it again (warm_up=True in the settings takes all of it into use at once)"
+            )
+
     def verify_hashes(self) -> None:
         """Hash every file and compare.
 

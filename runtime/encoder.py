@@ -6,6 +6,7 @@ are compared (`exporter/baseline.py`), over the same tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -54,7 +55,8 @@ class SessionGraph:
     def __init__(
         self, bundle: Bundle, variant: Variant, providers: Sequence[Provider], settings: ServingSettings
     ) -> None:
-        self.bundle = bundle
+        # Sessions may be opened later, when the process is in another folder.
+        self.bundle = dataclasses.replace(bundle, folder=bundle.folder.absolute())
         self.variant = variant
         self.providers = tuple(provider.name for provider in providers)
         self.settings = settings
@@ -64,7 +66,6 @@ class SessionGraph:
         self._most_rows = providers[0].most_rows
         self._outputs = [tensor.name for tensor in bundle.manifest.outputs]
         self._tensors = bundle.manifest.outputs
-        self._path = model_to_open(bundle, variant, settings, on_cpu=self.providers[0] == CPU)
         self._lock = threading.Lock()
         # A single session has all threads for each run, so runs beside it would only take more memory.
         self._in_turn: AbstractContextManager[Any] = nullcontext() if settings.sessions == "two" else threading.Lock()
@@ -107,11 +108,14 @@ class SessionGraph:
 
     def _open(self, threads: int) -> onnxruntime.InferenceSession:
         settings = self.settings.with_threads(threads)
-        return make_session(self._path, self.variant.session, settings=settings, providers=self._chosen)
+        # Asked each time: a copy of the weights may have been removed meanwhile, which makes a new one.
+        path = model_to_open(self.bundle, self.variant, self.settings, on_cpu=self.providers[0] == CPU)
+        return make_session(path, self.variant.session, settings=settings, providers=self._chosen)
 
     def _narrow_session(self) -> onnxruntime.InferenceSession:
         with self._lock:
             if self._narrow is None:
+                self.bundle.check_unchanged()
                 self._narrow = self._open(threads=1)
             return self._narrow
 

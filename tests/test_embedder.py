@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import subprocess
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 import onnxpress
-from onnxpress.runtime.errors import ForkError, InvalidInputError, ProviderError
+from onnxpress.runtime.errors import ForkError, InvalidBundleError, InvalidInputError, ProviderError
+from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.tasks import Embedder
 from onnxpress.runtime.tokenizer import MAX_TEXT_CHARACTERS
 from tests.models import make_embedder
@@ -93,6 +95,29 @@ def test_closing_is_not_the_end(model: Embedder) -> None:
     before = model.embed(texts)
     model.close()
     np.testing.assert_allclose(model.embed(texts), before, atol=1e-6)
+
+
+def test_many_texts_are_served_from_another_working_directory(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_bundle.parent)
+    model = onnxpress.load(tiny_bundle.name, "fp32", threads=2, task="feature-extraction")
+    monkeypatch.chdir(tmp_path)
+    assert len(model.embed(texts_of(300))) == 300
+
+
+def test_a_bundle_that_was_replaced_does_not_answer_many_texts(bundle_copy: Path) -> None:
+    settings = ServingSettings(threads=2)
+    model = onnxpress.load(bundle_copy, "fp32", settings=settings, task="feature-extraction")
+    warm = onnxpress.load(
+        bundle_copy, "fp32", settings=dataclasses.replace(settings, warm_up=True), task="feature-extraction"
+    )
+    with (bundle_copy / "onnxpress.json").open("a") as manifest:
+        manifest.write("\n")
+    assert len(model.embed("a cat")) == 1
+    with pytest.raises(InvalidBundleError, match="was replaced or removed after it was loaded"):
+        model.embed(texts_of(300))
+    assert len(warm.embed(texts_of(300))) == 300
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # forking with threads is the point

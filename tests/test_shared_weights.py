@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -177,13 +178,17 @@ def damage_record(copy: Path) -> None:
     (copy / "record.json").write_text("[1]")
 
 
+def nest_record(copy: Path) -> None:
+    (copy / "record.json").write_text("[" * 100_000)
+
+
 def outdate(copy: Path) -> None:
     record = json.loads((copy / "record.json").read_text())
     record["of"]["onnxruntime"] = "1.0.0"
     (copy / "record.json").write_text(json.dumps(record))
 
 
-@pytest.mark.parametrize("damage", [damage_weights, damage_graph, damage_record, outdate])
+@pytest.mark.parametrize("damage", [damage_weights, damage_graph, damage_record, nest_record, outdate])
 def test_a_copy_that_is_not_what_it_should_be_is_made_again(bundle: Bundle, damage: Callable[[Path], None]) -> None:
     folder = shared(bundle).parent
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -230,6 +235,15 @@ def test_load_with_verification_replaces_a_changed_copy(tiny_bundle: Path, cache
     weights.write_bytes(bytes(weights.stat().st_size))
     model = onnxpress.load(tiny_bundle, "fp32", verify=True, settings=SHARED, task="feature-extraction")
     assert np.array_equal(model.embed(TEXTS), expected)
+
+
+def test_a_copy_that_was_removed_is_made_again_for_the_session_of_many_texts(tiny_bundle: Path, cache: Path) -> None:
+    settings = ServingSettings(threads=2, share_weights=True)
+    model = onnxpress.load(tiny_bundle, "fp32", settings=settings, task="feature-extraction")
+    expected = model.embed(TEXTS[:1])
+    shutil.rmtree(cache)
+    np.testing.assert_allclose(model.embed(TEXTS * 200)[:1], expected, atol=1e-6)
+    assert len(copies(cache)) == 1
 
 
 def test_another_processor_onnxruntime_variant_or_bundle_has_a_copy_of_its_own(
