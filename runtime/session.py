@@ -69,7 +69,7 @@ def make_session(
         InvalidBundleError: onnxruntime cannot load the file, or write the other one.
         InvalidInputError: the arena is another one than the process shares, or off by the options of the CPU provider
             and shared or configured by the settings.
-        ProviderError: the first provider did not start.
+        ProviderError: the first provider did not start, or what it builds cannot be kept.
     """
     import_onnxruntime()
     import onnxruntime
@@ -92,6 +92,8 @@ def make_session(
                 disabled_optimizers=list(session_settings.disabled_optimizers),
                 enable_fallback=0,
             )
+    except ProviderError:  # where an engine is to be built
+        raise
     # onnxruntime's exception classes have no common base but Exception.
     except Exception as error:
         raise InvalidBundleError(f"onnxruntime cannot load {model}: {first_line(error)}") from error

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxpress.runtime.bundle import Bundle
+from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import TaskSettings, Tensor, Variant
 from onnxpress.runtime.paths import user_cache, write_atomically
@@ -46,6 +47,7 @@ def verify_variant(bundle: Bundle, variant: Variant, providers: Asked = None, th
     Raises:
         ProviderError: the provider cannot be used on this machine.
         InvalidBundleError: the variant does not load, or the bundle has no verification inputs.
+        InvalidInputError: the user's cache cannot be written; the text has the verdict.
     """
     chosen = choose_providers(providers or variant.target, graph_of(bundle, variant))
     session = make_session(
@@ -60,8 +62,14 @@ def verify_variant(bundle: Bundle, variant: Variant, providers: Asked = None, th
     )
     verdict = Verdict(parity.passed, sentence, chosen[0].name)
     path = _verdict_path(bundle, variant)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(dataclasses.asdict(verdict)).encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(dataclasses.asdict(verdict)).encode())
+    except OSError as error:
+        raise InvalidInputError(
+            f"variant {variant.name!r}: {sentence}; but this cannot be kept in {path.parent}: {error.strerror}; set "
+            "ONNXPRESS_CACHE to a folder that can be written"
+        ) from error
     return verdict
 
 

@@ -70,6 +70,17 @@ def test_verify_runs_the_gate_again(tiny_bundle: Path, capsys: Capture) -> None:
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["fp32", "fp16", "int8"]
 
 
+def test_a_verdict_that_cannot_be_kept_is_told(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ONNXPRESS_CACHE", str(tmp_path / "file"))
+    assert main(["verify", str(tiny_bundle), "--variant", "fp32"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("onnxpress: variant 'fp32': passed on CPUExecutionProvider: ")
+    assert ": Not a directory; set ONNXPRESS_CACHE to a folder that can be written" in shown
+
+
 def test_run_reads_and_writes_files(tiny_bundle: Path, tmp_path: Path) -> None:
     texts = [f"the cat {number}" for number in range(40)]
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"

@@ -320,6 +320,14 @@ def test_a_failed_build_is_not_called_done(tmp_path: Path) -> None:
     assert [progress.done for progress in told] == [False]
 
 
+def test_an_engine_that_cannot_be_kept_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(tiny_graph())
+    (tmp_path / "file").touch()
+    provider = Provider(CPU, build=EngineBuild("fp16", tmp_path / "file" / "engines"))
+    with pytest.raises(ProviderError, match=r"^the TensorRT engine of 'fp16' cannot be kept in .*: Not a dir"):
+        make_session(tmp_path / "model.onnx", SessionSettings(), settings=ServingSettings(1), providers=[provider])
+
+
 def tiny_graph() -> bytes:
     from onnxpress.runtime.providers.system import _TINY_GRAPH
 

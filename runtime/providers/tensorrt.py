@@ -189,9 +189,19 @@ class EngineBuild:
         return any(self.folder.rglob("*.engine")) or (self.folder / _CONTEXT_MODEL).is_file()
 
     def __enter__(self) -> EngineBuild:
+        """
+        Raises:
+            ProviderError: the engine's folder cannot be made.
+        """
         if self.is_cached:
             return self
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ProviderError(
+                f"the TensorRT engine of {self.variant!r} cannot be kept in {self.folder}: {error.strerror}; set "
+                "ONNXPRESS_CACHE to a folder that can be written, or give TensorrtOptions(engine_cache=False)"
+            ) from error
         self._start = time.monotonic()
         _LOG.warning(
             f"building the TensorRT engine of {self.variant!r}, which takes minutes and is done once on this machine; "
