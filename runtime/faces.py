@@ -20,7 +20,7 @@ from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.generation.limits import AsyncGeneratorMethods, GeneratorCalls, GeneratorMethods
 from onnxpress.runtime.queued_calls import Call, late_error
 from onnxpress.runtime.tasks.answering import Reader
-from onnxpress.runtime.tasks.base import TaskModel
+from onnxpress.runtime.tasks.base import TaskModel, method_of_another_task
 from onnxpress.runtime.tasks.classification import Classifier
 from onnxpress.runtime.tasks.embedding import Embedder
 from onnxpress.runtime.tasks.filling import Filler
@@ -85,7 +85,13 @@ class _Face:
             self._report.run_seconds += call.ended - call.begun
 
     def _steps(self, name: str, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Steps[Any]:
-        """The method of the model in two halves."""
+        """The method of the model in two halves.
+
+        Raises:
+            AttributeError: the model's task has no such method.
+        """
+        if isinstance(self._model, Generator):
+            raise method_of_another_task(name, self._model.settings)
         method = getattr(self._model, name)
         self._queue.check()
         self._queue.check_room(self._seconds)

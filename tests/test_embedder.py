@@ -97,6 +97,12 @@ def test_closing_is_not_the_end(model: Embedder) -> None:
     np.testing.assert_allclose(model.embed(texts), before, atol=1e-6)
 
 
+@pytest.mark.parametrize(("method", "task"), [("score", "text-ranking"), ("label_words", "token-classification")])
+def test_a_method_of_another_task_says_which(model: Embedder, method: str, task: str) -> None:
+    with pytest.raises(AttributeError, match=rf"is for feature-extraction, {method}\(\) needs one for {task}"):
+        getattr(model, method)
+
+
 def test_many_texts_are_served_from_another_working_directory(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,16 @@ def test_answers_are_the_generators_own(generator: Generator) -> None:
         assert isinstance(runner.state, EngineState)
 
 
+@pytest.mark.parametrize(("method", "task"), [("embed", "feature-extraction"), ("score", "text-ranking")])
+def test_a_method_of_another_task_says_which(generator: Generator, method: str, task: str) -> None:
+    runner = BatchingRunner(generator)
+    said = rf"^this bundle is for text-generation, {method}\(\) needs one for {task}"
+    with pytest.raises(AttributeError, match=said):
+        getattr(runner, method)("a", ["b"])
+    with pytest.raises(AttributeError, match=said):
+        asyncio.run(getattr(runner.asynchronous, method)("a", ["b"]))
+
+
 def test_event_loops_get_all_that_threads_get(generator: Generator) -> None:
     options: Any = {"temperature": 1.0, "seed": 5, "max_new_tokens": 20}
     asked = [{"role": "user", "content": "x"}]

@@ -37,10 +37,20 @@ _TASKS_OF_METHOD = {
     "highest_scores": "text-classification",
     "zero_shot": "zero-shot-classification",
     "rank": "text-ranking",
+    "score": "text-ranking",
     "tag": "token-classification",
+    "label_words": "token-classification",
     "answer": "question-answering",
     "fill": "fill-mask",
 }
+
+
+def method_of_another_task(name: str, settings: TaskSettings) -> AttributeError:
+    """What a model raises that does not have a method of this package, for its task is another one."""
+    needed = _TASKS_OF_METHOD[name]
+    return AttributeError(
+        f"this bundle is for {settings.task}, {name}() needs one for {needed}: export the model with --task {needed}"
+    )
 
 
 class TaskModel:
@@ -92,8 +102,5 @@ class TaskModel:
 
     def __getattr__(self, name: str) -> Any:
         if name in _TASKS_OF_METHOD:
-            raise AttributeError(
-                f"this bundle is for {self.settings.task}, {name}() needs one for {_TASKS_OF_METHOD[name]}: "
-                f"export the model with --task {_TASKS_OF_METHOD[name]}"
-            )
+            raise method_of_another_task(name, self.settings)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
