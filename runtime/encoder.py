@@ -10,6 +10,7 @@ import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -66,6 +67,7 @@ class SessionGraph:
         self._most_rows = providers[0].most_rows
         self._outputs = [tensor.name for tensor in bundle.manifest.outputs]
         self._tensors = bundle.manifest.outputs
+        self._path = self._find()
         self._lock = threading.Lock()
         # A single session has all threads for each run, so runs beside it would only take more memory.
         self._in_turn: AbstractContextManager[Any] = nullcontext() if settings.sessions == "two" else threading.Lock()
@@ -108,9 +110,12 @@ class SessionGraph:
 
     def _open(self, threads: int) -> onnxruntime.InferenceSession:
         settings = self.settings.with_threads(threads)
-        # Asked each time: a copy of the weights may have been removed meanwhile, which makes a new one.
-        path = model_to_open(self.bundle, self.variant, self.settings, on_cpu=self.providers[0] == CPU)
-        return make_session(path, self.variant.session, settings=settings, providers=self._chosen)
+        if not self._path.is_file():  # a copy of the weights may have been removed meanwhile
+            self._path = self._find()
+        return make_session(self._path, self.variant.session, settings=settings, providers=self._chosen)
+
+    def _find(self) -> Path:
+        return model_to_open(self.bundle, self.variant, self.settings, on_cpu=self.providers[0] == CPU)
 
     def _narrow_session(self) -> onnxruntime.InferenceSession:
         with self._lock:
