@@ -17,6 +17,7 @@ import pytest
 
 from onnxpress.cli import main
 from onnxpress.runtime.errors import InvalidInputError, OnnxpressError
+from onnxpress.runtime.generation.constraints import Grammar, choice, json_object, json_schema, regex
 
 LONGEST = 40  # characters that the model below takes
 
@@ -30,15 +31,23 @@ class Model:
     def __init__(self) -> None:
         self.seen: list[list[dict[str, str]]] = []
         self.stopped = 0
+        self.options: dict[str, Any] = {}
 
     def chat_prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
         return [1]
+
+    def generate(self, prompts: Sequence[str], **options: Any) -> list[Any]:
+        assert not prompts
+        if options.get("grammar") == regex("(a"):
+            raise InvalidInputError("the regular expression cannot be used")
+        return []
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         return self.stream_chat([{"role": "user", "content": prompt}], **options)
 
     def stream_chat(self, messages: list[dict[str, str]], **options: Any) -> Iterator[str]:
         self.seen.append(list(messages))
+        self.options = options
         if sum(len(message["content"]) for message in messages) > LONGEST:
             raise InvalidInputError("the prompt is too long; shorten the prompt")
         return self._answer(messages[-1]["content"].split())
@@ -134,6 +143,14 @@ def test_an_answer_that_fails_does_not_end_the_conversation(
         (["--top-k", "-2"], "top_k is -2"),
         (["--stop", ""], "stop text 0 is empty"),
         (["--seed", "-1"], "seed is -1"),
+        (["--min-p", "2"], "min_p is 2.0"),
+        (["--repetition-penalty", "0"], "repetition_penalty is 0.0"),
+        (["--presence-penalty", "nan"], "presence_penalty is nan"),
+        (["--frequency-penalty", "1000"], "frequency_penalty is 1000.0"),
+        (["--stop-token-id", "-1"], "stop_token_ids[0] is -1"),
+        (["--choice", ""], "choice 0 is ''"),
+        (["--regex", "(a"], "the regular expression cannot be used"),
+        (["--json-schema", "missing.json"], "the schema missing.json cannot be read: No such file or directory"),
     ],
 )
 def test_a_wrong_option_is_one_sentence_before_anything_is_read(
@@ -145,6 +162,32 @@ def test_a_wrong_option_is_one_sentence_before_anything_is_read(
     assert captured.err.startswith(f"onnxpress: {message}")
     assert captured.err.count("\n") == 1
     assert not model.seen
+
+
+@pytest.mark.parametrize("command", [["chat", "bundle"], ["run", "bundle", "--prompt", "a"]])
+@pytest.mark.parametrize(
+    ("option", "grammar"),
+    [
+        (["--json-object"], json_object()),
+        (["--json-schema", "FILE"], json_schema({"type": "array"})),
+        (["--regex", "[ab]+"], regex("[ab]+")),
+        (["--choice", "yes", "--choice", "no"], choice(["yes", "no"])),
+    ],
+)
+def test_an_answer_has_the_form_asked_for(
+    model: Model, say: Any, command: list[str], option: list[str], grammar: Grammar, tmp_path: Path
+) -> None:
+    say("hello")
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "array"}')
+    assert main([*command, *(str(file) if each == "FILE" else each for each in option)]) == 0
+    assert model.options == {"grammar": grammar}
+
+
+def test_an_answer_has_one_form(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "bundle", "--prompt", "a", "--regex", "a", "--choice", "b"])
+    assert "not allowed with argument --regex" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [["--input", "x.txt"], ["--output", "y.jsonl"], ["--format", "csv"]])

@@ -143,6 +143,43 @@ def test_the_command_searches_with_beams(bundle: Path, tmp_path: Path, capsys: p
     model.close()
 
 
+def test_the_command_writes_with_penalties_and_stops(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnxpress.load(bundle, variant="fp32", task="text-generation")
+    plain = model.generate(PROMPTS[0], max_new_tokens=12, temperature=0.0)
+    stop = plain.token_ids[2]
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    wanted: list[tuple[dict[str, Any], list[str]]] = [
+        ({"repetition_penalty": 3.0}, ["--repetition-penalty", "3"]),
+        ({"presence_penalty": -50.0}, ["--presence-penalty", "-50"]),
+        ({"frequency_penalty": -40.0}, ["--frequency-penalty", "-40"]),
+        ({"stop_token_ids": [1, stop]}, ["--stop-token-id", "1", "--stop-token-id", str(stop)]),
+        ({"temperature": 9.0, "min_p": 0.01, "seed": 3}, ["--temperature", "9", "--min-p", "0.01", "--seed", "3"]),
+    ]
+    for options, asked in wanted:
+        expected = model.generate(PROMPTS, **({"max_new_tokens": 12, "temperature": 0.0} | options))
+        assert expected[0].text != plain.text, asked
+        command = ["run", str(bundle), "--variant", "fp32", "--max-new-tokens", "12", "--temperature", "0", *asked]
+        assert main([*command, "--prompt", PROMPTS[0]]) == 0
+        assert capsys.readouterr().out == f"{expected[0].text}\n"
+        assert main([*command, "-i", str(tmp_path / "prompts.txt")]) == 0
+        found = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+        assert found == [answer.text for answer in expected]
+    model.close()
+
+
+def test_a_form_that_the_model_cannot_follow_is_said_once(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    for given in (["-i", str(tmp_path / "prompts.txt")], ["--prompt", PROMPTS[0]]):
+        assert main(["run", str(bundle), *given, "--regex", "a+"]) == 2  # its tokens are not made of bytes
+        captured = capsys.readouterr()
+        assert "output of this model cannot be constrained" in captured.err
+        assert (len(captured.err.splitlines()), captured.out) == (1, "")
+
+
 def test_one_beam_is_written_as_it_is_made(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["run", str(bundle), "--prompt", PROMPTS[0], "--max-new-tokens", "5", "--temperature", "0"]
     assert main(asked) == 0
@@ -159,6 +196,9 @@ def test_one_beam_is_written_as_it_is_made(bundle: Path, capsys: pytest.CaptureF
         (["--beams", "4", "--stop", "the"], "--stop cannot be combined with --beams"),
         (["--beams", "4", "--prompt-lookup", "3"], "--prompt-lookup cannot be combined with --beams"),
         (["--beams", "4", "--seed", "0"], "--seed cannot be combined with --beams"),
+        (["--beams", "4", "--presence-penalty", "0"], "--presence-penalty cannot be combined with --beams"),
+        (["--beams", "4", "--json-object"], "--json-object cannot be combined with --beams"),
+        (["--beams", "4", "--choice", "a"], "--choice cannot be combined with --beams"),
         (["--length-penalty", "2"], "--length-penalty is for --beams; give that too, or leave it out"),
         (["--early-stopping", "true"], "--early-stopping is for --beams"),
         (["--beams", "0"], "num_beams"),

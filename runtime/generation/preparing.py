@@ -10,11 +10,12 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.generation.beams import Beams
 from onnxpress.runtime.generation.checks import number, whole
-from onnxpress.runtime.generation.constraints import Constraint, Grammars
+from onnxpress.runtime.generation.constraints import Constraint, Grammar, Grammars
 from onnxpress.runtime.generation.engine import Engine
 from onnxpress.runtime.generation.lookup import MOST_DRAFTED, PromptLookup
 from onnxpress.runtime.generation.options import BEYOND_SAMPLING, Options
@@ -39,6 +40,15 @@ class Prepared:
     """Tokens of the answer at most."""
     make: Callable[[Callable[[Delta], None] | None, Callable[[Request], None] | None], Request]
     """Makes the request, which tells these two of each token and of the end. Its time begins then."""
+
+
+class _Beyond(NamedTuple):
+    """Options of an answer that are no field of `Sampling`."""
+
+    timeout: float | None
+    """In seconds."""
+    drafted: int
+    grammar: Grammar | None
 
 
 class Preparing:
@@ -77,9 +87,8 @@ class Preparing:
                 "num_beams cannot be combined with a stream, for beams are chosen at the end; use generate()"
             )
         sampling = self._sampling(options)
-        prepared = [
-            self._prepare(prompt, sampling, options, index) for prompt in prompts for index in range(sampling.n)
-        ]
+        beyond = self._beyond(options)
+        prepared = [self._prepare(prompt, sampling, beyond, index) for prompt in prompts for index in range(sampling.n)]
         self.check_tokens(sum(len(each.prompt) + each.most_new for each in prepared))
         return prepared
 
@@ -115,22 +124,29 @@ class Preparing:
         given = {name: value for name, value in options.items() if name not in BEYOND_SAMPLING}
         return Sampling.with_defaults(self._settings.defaults, **given)
 
-    def _prepare(self, prompt: list[int], sampling: Sampling, options: Options, index: int) -> Prepared:
-        """
-        Args:
-            prompt: token ids.
-            sampling: with the defaults of the model.
-            options: for what goes beyond it.
-            index: of the answers to the same prompt.
-        """
-        most_new = self._engine.room_for(prompt, sampling.max_new_tokens)
+    def _beyond(self, options: Options) -> _Beyond:
+        """What goes beyond `Sampling`, checked also where there is no prompt."""
         timeout = options.get("timeout_seconds")
         if timeout is not None:
             timeout = number("timeout_seconds", timeout, 0, float("inf"), "a number of seconds, or None for no limit")
         drafted = options.get("prompt_lookup")
         drafted = 0 if drafted is None else whole("prompt_lookup", drafted, 0, MOST_DRAFTED)
         grammar = options.get("grammar")
-        guide = None if grammar is None else self._grammars.start(grammar)
+        if grammar is not None:
+            self._grammars.start(grammar)
+        return _Beyond(timeout, drafted, grammar)
+
+    def _prepare(self, prompt: list[int], sampling: Sampling, beyond: _Beyond, index: int) -> Prepared:
+        """
+        Args:
+            prompt: token ids.
+            sampling: with the defaults of the model.
+            beyond: what goes beyond it.
+            index: of the answers to the same prompt.
+        """
+        most_new = self._engine.room_for(prompt, sampling.max_new_tokens)
+        guide = None if beyond.grammar is None else self._grammars.start(beyond.grammar)
+        timeout, drafted = beyond.timeout, beyond.drafted
 
         def make(on_delta: Callable[[Delta], None] | None, on_done: Callable[[Request], None] | None) -> Request:
             return Request(

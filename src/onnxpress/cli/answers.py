@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from onnxpress.cli.writing import WRITING
+
 if TYPE_CHECKING:
     from onnxpress.runtime.generation.generator import Generator
     from onnxpress.runtime.tables import TextLine
@@ -27,6 +29,8 @@ class Answering:
     """Lines with texts to one record each, in order."""
     whole: bool = False
     """All lines are answered together; `answer` then gives them in an order of its own, under the key `line`."""
+    writing: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of a model that writes: keyword arguments of its `generate`."""
 
 
 # Options that make sense for some tasks only: the option, and the tasks.
@@ -39,15 +43,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "strategy": ("token-classification",),
     "top_k": ("fill-mask", "text-generation"),
     "prompt": ("text-generation",),
-    "max_new_tokens": ("text-generation",),
-    "temperature": ("text-generation",),
-    "top_p": ("text-generation",),
-    "seed": ("text-generation",),
-    "prompt_lookup": ("text-generation",),
-    "stop": ("text-generation",),
-    "beams": ("text-generation",),
-    "length_penalty": ("text-generation",),
-    "early_stopping": ("text-generation",),
+    **dict.fromkeys(WRITING, ("text-generation",)),
     "query": ("text-ranking", "question-answering"),
     "pair_column": (*_CLASSIFIERS, "text-ranking", "question-answering"),
 }
@@ -148,34 +144,17 @@ def _fill(model: Any, arguments: argparse.Namespace) -> Answering:
     return Answering("text", None, answer)
 
 
-def writing_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was said about how to write; the rest is the model's own.
-
-    Raises:
-        InvalidInputError: a value that cannot be meant.
-    """
-    from onnxpress.cli.writing import beam_options
-    from onnxpress.runtime.generation.beams import Beams
-    from onnxpress.runtime.generation.options import BEYOND_SAMPLING
-    from onnxpress.runtime.generation.sampling import Sampling
-
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "prompt_lookup")
-    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    options |= beam_options(arguments)
-    # Said once, before any text is read.
-    Beams.from_options(options, {})
-    Sampling.with_defaults({}, **{name: value for name, value in options.items() if name not in BEYOND_SAMPLING})
-    return options
-
-
 def _write(model: Any, arguments: argparse.Namespace) -> Answering:
+    from onnxpress.cli.writing import writing_options
+
     options = writing_options(arguments)
+    model.generate([], **options)  # a grammar that the model cannot follow is said once
 
     def answer(lines: list[TextLine]) -> Records:
         found = model.generate([line.text for line in lines], **options)
         return [{"text": entry.text, "finish_reason": entry.finish_reason} for entry in found]
 
-    return Answering("text", None, answer)
+    return Answering("text", None, answer, writing=options)
 
 
 _ANSWERING: dict[str, Callable[[Any, argparse.Namespace], Answering]] = {

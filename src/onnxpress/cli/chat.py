@@ -27,15 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask and answer until the input ends."""
-    from onnxpress.cli.answers import writing_options
     from onnxpress.cli.figures import log_on_stderr
+    from onnxpress.cli.writing import writing_options
     from onnxpress.runtime.model import load
 
     with log_on_stderr():
         model = load(arguments.bundle, arguments.variant, threads=arguments.threads, task="text-generation")
     options: dict[str, Any] = writing_options(arguments)
     start = [{"role": "system", "content": arguments.system}] if arguments.system else []
-    model.chat_prompt([*start, {"role": "user", "content": "?"}])  # a model without a template says so at once
+    model.generate([], **options)  # a grammar that the model cannot follow is said at once
+    model.chat_prompt([*start, {"role": "user", "content": "?"}])  # and a model without a template
     conversation = start
     if sys.stdin.isatty():
         print(f"{_CLEAR} begins anew, {_EXIT} or Ctrl-D ends, Ctrl-C stops an answer.", file=sys.stderr)

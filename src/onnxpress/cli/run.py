@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer every text; status 2 if any line could not be answered, or if there was none."""
-    from onnxpress.cli.answers import answering, writing_options
+    from onnxpress.cli.answers import answering
     from onnxpress.cli.figures import log_on_stderr
     from onnxpress.cli.writing import write_answer
     from onnxpress.runtime.errors import InvalidInputError
@@ -80,10 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
                 raise InvalidInputError(
                     f"--prompt is one text, whose answer goes to stdout; leave out --{option}, or --prompt"
                 )
-        options = writing_options(arguments)
-        if options.get("num_beams", 1) != 1:
-            return write_answer(iter([model.generate(arguments.prompt, **options).text]))
-        return write_answer(model.stream(arguments.prompt, **options))
+        if plan.writing.get("num_beams", 1) != 1:
+            return write_answer(iter([model.generate(arguments.prompt, **plan.writing).text]))
+        return write_answer(model.stream(arguments.prompt, **plan.writing))
     suffix = "." + arguments.input.rsplit(".", 1)[-1].lower() if arguments.input else ""
     form = arguments.format or _FORMS.get(suffix, "text")
     answered, failed = 0, 0
