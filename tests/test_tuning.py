@@ -150,13 +150,13 @@ def test_real_processes(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.filterwarnings("error")
 def test_a_process_that_ends_while_it_starts_leaves_nothing_open() -> None:
     def open_files() -> set[str]:
+        gc.collect()  # what other tests have left as well
         return {path.name for path in Path("/dev/fd").iterdir()}
 
     before = open_files()
     with pytest.raises(OnnxpressError, match="the process that measures int8 ended early: no such model"):
         Worker("int8", [sys.executable, "-c", "raise SystemExit('no such model')"])
-    gc.collect()
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_a_process_that_has_ended_is_a_sentence_and_can_be_closed() -> None:
