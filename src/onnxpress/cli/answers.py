@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from onnxpress.cli.writing import WRITING
+from onnxpress.cli.writing import WRITING, was_said
 
 if TYPE_CHECKING:
     from onnxpress.runtime.generation.generator import Generator
@@ -59,9 +59,7 @@ def answering(model: TaskModel | Generator, arguments: argparse.Namespace) -> An
 
     task = model.settings.task
     for option, tasks in OPTIONS.items():
-        value = getattr(arguments, option)
-        # Not by equality: 0 equals False, and was said.
-        if value is not None and value is not False and task not in tasks:
+        if was_said(arguments, option) and task not in tasks:
             raise InvalidInputError(
                 f"--{option.replace('_', '-')} is for {' and '.join(tasks)}; this bundle is for {task}"
             )

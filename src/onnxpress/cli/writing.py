@@ -91,6 +91,12 @@ def add_beam_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def was_said(arguments: argparse.Namespace, name: str) -> bool:
+    """Whether an option was given."""
+    value = getattr(arguments, name)
+    return value is not None and value is not False  # not by equality: 0 equals False, and was said
+
+
 def writing_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was said about how to write, as keyword arguments of `generate`; the rest is the model's own.
 
@@ -148,9 +154,7 @@ def _beam_options(arguments: argparse.Namespace) -> dict[str, Any]:
                 raise InvalidInputError(f"--{name.replace('_', '-')} is for --beams; give that too, or leave it out")
         return {}
     for name in (*_PLAIN, *_GRAMMARS):
-        # Not by equality: 0 equals False, and was said.
-        said = getattr(arguments, name) is not None and getattr(arguments, name) is not False
-        if said and arguments.beams != 1 and name not in _HEEDED_BY_BEAMS:
+        if was_said(arguments, name) and arguments.beams != 1 and name not in _HEEDED_BY_BEAMS:
             raise InvalidInputError(
                 f"--{name.replace('_', '-')} cannot be combined with --beams, which draws nothing, drafts nothing, "
                 "follows no grammar and ends before no text; leave one of them out"
