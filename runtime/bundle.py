@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -106,13 +107,15 @@ def open_bundle(path: str | Path, verify: bool = False) -> Bundle:
     Raises:
         InvalidBundleError: not a bundle, or a file is missing, resized, changed or outside the folder.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidBundleError(f"the bundle is given as {path!r:.80}; give the path of its folder")
     folder = Path(path)
     location = folder / MANIFEST_NAME
     try:
         if not folder.is_dir():
             raise InvalidBundleError(f"there is no bundle folder at {path}")
         if not location.is_file():
-            raise InvalidBundleError(f"{path} is not a bundle: it has no {MANIFEST_NAME}")
+            raise InvalidBundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}")
         if _own_file(folder, MANIFEST_NAME)[1] > _MAX_MANIFEST_BYTES:
             raise InvalidBundleError(f"{location} is larger than {_MAX_MANIFEST_BYTES} bytes; do not use this bundle")
         data = location.read_bytes()

@@ -7,6 +7,7 @@ by themselves while the processor is busy, and nothing waits while it is not. Kn
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from onnxpress.runtime.queue_counts import Counter, QueueCounts
 from onnxpress.runtime.queued_calls import Batch, Call, Item, late_error, outputs_of, wake_all
 from onnxpress.runtime.tasks.steps import Row
 
+_LOG = logging.getLogger("onnxpress")
 _LOOK_AHEAD = 512  # sequences that are considered for a batch
 
 
@@ -45,7 +47,7 @@ class CallQueue:
             tokens: of a batch at most, padding included; a longer sequence is a batch of its own.
             max_wait: seconds that a sequence waits for others to fill its batch while a worker is free.
             most_tokens: of all sequences of a call; None for no limit.
-            on_batch: hears of each run after it, in a worker's thread. Must not raise.
+            on_batch: hears of each run after it, in the thread that ran it. What it raises is logged.
         """
         self._encoder = encoder
         self._most_waiting = most_waiting
@@ -55,6 +57,7 @@ class CallQueue:
         self._on_batch = on_batch
         self._slots = encoder.graph.workers
         self._free = self._slots  # runs that may begin
+        self._running = 0  # slots of the runs that have begun
         self._lease = Lease(self._slots)
         self._items: dict[Item, None] = {}  # that wait, oldest first
         self._crowded = False  # another call was there when the last one came
@@ -67,7 +70,7 @@ class CallQueue:
     def counts(self) -> QueueCounts:
         """What it has done so far, and what it holds."""
         with self._lock:
-            return self._counter.snapshot(len(self._items), self._slots - self._free)
+            return self._counter.snapshot(len(self._items), self._running)
 
     def check(self) -> None:
         """
@@ -204,6 +207,7 @@ class CallQueue:
         """A batch may have all threads if nothing else needs them."""
         slots = self._slots if self._free == self._slots and not self._crowded and not self._items else 1
         self._free -= slots
+        self._running += slots
         return Batch(items, slots, alone=slots == self._slots)
 
     def _start_workers(self) -> int:
@@ -322,12 +326,21 @@ class CallQueue:
         try:
             return outputs_of(batch, self._encoder)
         finally:
-            with self._lock:
+            with self._lock:  # before anybody hears of a result: who has it must find it counted
+                self._running -= batch.slots
                 report = self._counter.add_batch(
                     [(item.length, begun - item.call.since) for item in batch.items], time.monotonic() - begun
                 )
-            if self._on_batch is not None:
-                self._on_batch(report)
+            self._tell(report)
+
+    def _tell(self, report: BatchReport) -> None:
+        if self._on_batch is None:
+            return
+        try:
+            self._on_batch(report)
+        # It is the application's own; callers get their results all the same.
+        except Exception:  # noqa: BLE001
+            _LOG.exception("on_batch failed")
 
     def _finish(self, batch: Batch, results: Sequence[Row | Exception]) -> None:
         """Hand out what a batch became, and wake those whose calls are done."""

@@ -32,6 +32,9 @@ from onnxpress.runtime.tokenizer import INLINE_CHARACTERS, characters_in
 P = ParamSpec("P")
 R = TypeVar("R")
 
+LONGEST_SECONDS = 1e9
+"""What longer times are taken for, infinity too: 31 years. Python's locks wait for up to `threading.TIMEOUT_MAX`."""
+
 
 def check_seconds(seconds: float | None) -> float | None:
     """
@@ -42,7 +45,7 @@ def check_seconds(seconds: float | None) -> float | None:
         return None
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         raise InvalidInputError(f"the time allowed is {seconds!r}; give a number of seconds above 0, or None")
-    return float(seconds)
+    return float(min(seconds, LONGEST_SECONDS))
 
 
 class _Face:
@@ -158,7 +161,7 @@ class Blocking(_Face, GeneratorMethods):
     def _wait(self, call: _ThreadCall) -> None:
         seconds = -1.0 if call.deadline is None else max(0.0, call.deadline - time.monotonic())
         try:
-            in_time = call.ready.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))  # which is 292 years
+            in_time = call.ready.acquire(timeout=seconds)
         # Ctrl-C, say.
         except BaseException:
             self._queue.give_up(call)

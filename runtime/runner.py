@@ -13,7 +13,6 @@ call_queue.py. Generators batch by themselves (generation/engine.py); here they 
 from __future__ import annotations
 
 import atexit
-import threading
 import weakref
 from collections.abc import Callable
 from types import TracebackType
@@ -24,7 +23,7 @@ from onnxpress.runtime.call_queue import CallQueue
 from onnxpress.runtime.call_report import BatchReport
 from onnxpress.runtime.encoder import SessionGraph
 from onnxpress.runtime.errors import InvalidInputError, require_whole
-from onnxpress.runtime.faces import Asynchronous, Blocking
+from onnxpress.runtime.faces import LONGEST_SECONDS, Asynchronous, Blocking
 from onnxpress.runtime.generation.engine import EngineState
 from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.generation.limits import GeneratorCalls
@@ -65,8 +64,8 @@ class BatchingRunner(Blocking):
                 is best in nearly every case.
             most_tokens: of all texts of a call, after they were cut to what the model reads; of a generator, of prompts
                 and of answers as long as they may become. None for no limit.
-            on_batch: hears of each run of the graph after it, in a worker's thread. Must not raise. Of a generator
-                nothing is heard.
+            on_batch: hears of each run of the graph after it, in the thread that ran it. What it raises is logged. Of a
+                generator nothing is heard.
 
         Raises:
             InvalidInputError: an argument is not such a model, number or function.
@@ -78,7 +77,7 @@ class BatchingRunner(Blocking):
             require_whole(name, value)
         is_number = isinstance(max_wait_seconds, int | float) and not isinstance(max_wait_seconds, bool)
         if not is_number or not 0 <= max_wait_seconds <= 60:
-            raise InvalidInputError(f"max_wait_seconds is {max_wait_seconds!r}; give a number from 0 to 60")
+            raise InvalidInputError(f"max_wait_seconds is {max_wait_seconds!r:.40}; give a number from 0 to 60")
         require_whole("most_tokens", most_tokens, or_none=True)
         if on_batch is not None and not callable(on_batch):
             raise InvalidInputError(f"on_batch is {on_batch!r}; give a function, or None")
@@ -116,7 +115,7 @@ class BatchingRunner(Blocking):
             whether all is done. A second call waits again.
         """
         if timeout is not None:
-            timeout = min(timeout, threading.TIMEOUT_MAX)
+            timeout = min(timeout, LONGEST_SECONDS)
         return self._serving.close(drain=drain, timeout=timeout)
 
     def __enter__(self) -> Self:

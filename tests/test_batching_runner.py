@@ -291,7 +291,7 @@ def test_a_wait_for_others_ends_before_a_deadline(new_runner: Callable[..., Batc
     np.testing.assert_array_equal(threads.join()[0], [[3, 2]])
 
 
-@pytest.mark.parametrize("seconds", [1e10, float("inf")])
+@pytest.mark.parametrize("seconds", [1e10, 10**400, float("inf")])
 def test_any_time_may_be_allowed(new_runner: Callable[..., BatchingRunner], graph: GatedGraph, seconds: float) -> None:
     runner, threads = new_runner(seconds=seconds), Threads()
     keep_busy(runner, graph, threads)
@@ -686,7 +686,6 @@ def test_no_call_is_lost(new_runner: Callable[..., BatchingRunner], seed: int) -
     assert outcomes["wrong"] == 0
     assert outcomes["right"] > 200
     assert set(outcomes) <= {"right", "DeadlineExceededError", "QueueFullError", "CancelledError"}
-    until(lambda: counts(runner).running == 0)
     state = counts(runner)
     assert state.waiting == 0
     assert state.refused == outcomes["QueueFullError"]

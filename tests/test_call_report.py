@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from onnxpress.runtime.call_report import BatchReport, CallReport
 from onnxpress.runtime.errors import DeadlineExceededError, InvalidInputError, QueueFullError
 from onnxpress.runtime.queue_counts import QueueCounts
 from onnxpress.runtime.runner import BatchingRunner
-from tests.gated_graph import SECONDS, GatedGraph, graph, new_runner
+from tests.gated_graph import SECONDS, GatedGraph, graph, new_runner, vector
 from tests.waiting import until
 
 __all__ = ["graph", "new_runner"]  # fixtures
@@ -148,6 +149,28 @@ def test_each_run_is_reported(new_runner: Callable[..., BatchingRunner], graph: 
     assert [(report.sequences, report.tokens, report.padded_tokens) for report in heard[1:]] == [(1, 1, 1), (1, 2, 2)]
     assert counts(runner).batches == len(heard)
     assert counts(runner).padded_tokens == sum(report.padded_tokens for report in heard)
+
+
+def test_who_has_a_result_finds_its_run_ended(new_runner: Callable[..., BatchingRunner]) -> None:
+    seen: list[int] = []  # before results are handed out
+    runner = new_runner(on_batch=lambda _: seen.append(counts(runner).running))
+    runner.embed("w1")
+    asyncio.run(_awaited(runner.asynchronous.embed("w2")))
+    assert seen == [0, 0]
+
+
+def test_callers_get_their_results_where_the_listener_fails(
+    new_runner: Callable[..., BatchingRunner], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(report: BatchReport) -> None:
+        raise RuntimeError("the meter is broken")
+
+    runner = new_runner(on_batch=fail)
+    np.testing.assert_array_equal(runner.embed("w1 w2"), [vector("w1 w2")])  # in this thread
+    np.testing.assert_array_equal(asyncio.run(_awaited(runner.asynchronous.embed("w3"))), [vector("w3")])  # a worker's
+    assert [record.getMessage() for record in caplog.records] == ["on_batch failed"] * 2
+    assert "the meter is broken" in caplog.text
+    assert runner.close(timeout=SECONDS)
 
 
 async def _awaited(awaitable: Any) -> Any:

@@ -168,6 +168,7 @@ def test_equal_documents_keep_their_order(folder: Path) -> None:
         (("dog", "cat"), {}, "documents is one text"),
         (("dog", ["cat", 3]), {}, "text 1 is of type int"),
         ((None, ["cat"]), {}, "text 0 is of type NoneType"),
+        (("dog", None), {}, "documents is of type NoneType; give a list of texts"),
         (("dog", ["cat"]), {"top_k": 0}, "top_k is 0"),
         (("dog", ["cat"]), {"top_k": True}, "top_k is True"),
     ],
@@ -203,3 +204,7 @@ def test_highest_scores_are_those_of_all_windows(folder: Path, problem: str, win
         ours.highest_scores(texts, window_tokens=4)
     with pytest.raises(InvalidInputError, match="text 1 is of type tuple"):
         ours.highest_scores(["a", ("b", "c")])
+    assert len(ours.highest_scores("dog")) == 1
+    for call in (ours.highest_scores, ours.classify):
+        with pytest.raises(InvalidInputError, match="texts is of type NoneType; give a str or a list of them"):
+            call(None)

@@ -74,6 +74,7 @@ def test_a_text_beyond_the_maximum_is_cut(model: Embedder) -> None:
         ([b"the cat"], "0"),
         (["a" * (MAX_TEXT_CHARACTERS + 1)], f"{MAX_TEXT_CHARACTERS:,}"),
         (["\ud800"], "surrogate"),
+        (None, "texts is of type NoneType; give a str or a list of them"),
     ],
 )
 def test_what_is_no_text_is_refused(model: Embedder, texts: Any, message: str) -> None:
@@ -186,6 +187,12 @@ def test_a_fork_ends_like_any_process(tiny_bundle: Path) -> None:
     program = FORKS.format(paths=sys.path, bundle=str(tiny_bundle))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (0, "0\n0\n0\n"), done.stderr
+
+
+@pytest.mark.parametrize("path", [None, 3, b"bundle"])
+def test_a_bundle_is_a_path(path: Any) -> None:
+    with pytest.raises(InvalidBundleError, match="give the path of its folder"):
+        onnxpress.load(path)
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])

@@ -282,6 +282,7 @@ def test_an_extreme_temperature_is_still_a_distribution() -> None:
         ({"temperature": math.inf}, "temperature is inf"),
         ({"temperature": 1e-9}, "temperature is 1e-09"),
         ({"temperature": "hot"}, "temperature is 'hot' of type str"),
+        ({"temperature": 10**400}, "temperature has more than 308 digits"),
         ({"top_k": -1}, "top_k is -1; give 0 to draw from all tokens"),
         ({"top_p": 0}, "top_p is 0; give 1 to draw from all"),
         ({"top_p": 1.01}, "top_p is 1.01"),

@@ -35,7 +35,10 @@ def number(name: str, value: Any, least: float, most: float, advice: str, zero: 
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InvalidInputError(f"{name} is {value!r} of type {type(value).__name__}; give {advice}")
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError as error:  # of a whole number, which may have any number of digits
+        raise InvalidInputError(f"{name} has more than 308 digits; give {advice}") from error
     if math.isnan(result) or not (least <= result <= most or (zero and result == 0)):
         raise InvalidInputError(f"{name} is {value}; give {advice}")
     return result

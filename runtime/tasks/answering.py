@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 import numpy as np
 
 from onnxpress.runtime.errors import InvalidInputError, require_whole
-from onnxpress.runtime.tasks.base import TaskModel
+from onnxpress.runtime.tasks.base import TaskModel, listed
 from onnxpress.runtime.tasks.spans import Answer, Window, best_answers, widen_to_words
 from onnxpress.runtime.tasks.steps import Steps, Work, in_steps
 
@@ -280,8 +280,8 @@ def _pairs(question: str | Iterable[str], context: str | Iterable[str]) -> list[
         raise InvalidInputError(
             "one question needs one context, a str; to ask several contexts give a question for each"
         )
-    questions = [question] if isinstance(question, str) else _texts("question", question)
-    contexts = [context] * len(questions) if isinstance(context, str) else _texts("context", context)
+    questions = [question] if isinstance(question, str) else listed("question", question)
+    contexts = [context] * len(questions) if isinstance(context, str) else listed("context", context)
     if len(questions) != len(contexts):
         raise InvalidInputError(
             f"there are {len(questions)} questions and {len(contexts)} contexts; give a context for each question, "
@@ -294,9 +294,3 @@ def _pairs(question: str | Iterable[str], context: str | Iterable[str]) -> list[
             if not text:
                 raise InvalidInputError(f"{kind} {index} is empty; give a text")
     return list(zip(questions, contexts, strict=True))
-
-
-def _texts(kind: str, texts: Iterable[str]) -> list[str]:
-    if not isinstance(texts, Iterable):
-        raise InvalidInputError(f"{kind} is of type {type(texts).__name__}; give a str or a list of them")
-    return list(texts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from onnxpress.runtime.encoder import Encoder, SessionGraph
 from onnxpress.runtime.errors import InvalidInputError
@@ -15,14 +15,27 @@ if TYPE_CHECKING:
     from onnxpress.runtime.manifest import Variant
     from onnxpress.runtime.providers import Placement
 
+T = TypeVar("T")
 
-def texts_only(texts: Iterable[str]) -> list[str]:
-    """The texts as a list.
+
+def listed(name: str, items: Iterable[T], wanted: str = "a str or a list of them") -> list[T]:
+    """What an argument has, as a list.
+
+    Raises:
+        InvalidInputError: it is nothing that has items.
+    """
+    if not isinstance(items, Iterable):
+        raise InvalidInputError(f"{name} is of type {type(items).__name__}; give {wanted}")
+    return list(items)
+
+
+def texts_only(texts: str | Iterable[str]) -> list[str]:
+    """One text, or several, as a list.
 
     Raises:
         InvalidInputError: one is not a str, such as a pair, which this task does not read.
     """
-    items = list(texts)
+    items = [texts] if isinstance(texts, str) else listed("texts", texts)
     for index, text in enumerate(items):
         if not isinstance(text, str):
             raise InvalidInputError(f"text {index} is of type {type(text).__name__}; give a str")

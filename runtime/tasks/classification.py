@@ -15,7 +15,7 @@ import numpy as np
 from onnxpress.runtime.encoder import Encoder, FloatArray
 from onnxpress.runtime.errors import InvalidInputError, require_whole
 from onnxpress.runtime.manifest import TaskSettings
-from onnxpress.runtime.tasks.base import TaskModel, texts_only
+from onnxpress.runtime.tasks.base import TaskModel, listed, texts_only
 from onnxpress.runtime.tasks.scores import scores_of, softmax
 from onnxpress.runtime.tasks.steps import Steps, Work, in_steps
 from onnxpress.runtime.token_sequences import PackedTokens
@@ -73,10 +73,10 @@ class Classifier(TaskModel):
             ForkError: called in another process than the one that loaded the model.
         """
         self.encoder.check_process()
-        one = isinstance(texts, str | tuple)
-        rows = yield Work(self.tokenizer.encode_packed([texts] if isinstance(texts, str | tuple) else list(texts)))
+        items = [texts] if isinstance(texts, str | tuple) else listed("texts", texts)
+        rows = yield Work(self.tokenizer.encode_packed(items))
         found = [self._classification(row["logits"]) for row in rows]
-        return found[0] if one else found
+        return found[0] if isinstance(texts, str | tuple) else found
 
     @in_steps
     def highest_scores(
@@ -148,7 +148,7 @@ class Classifier(TaskModel):
         self.encoder.check_process()
         entailment = self._entailment()
         hypotheses = _hypotheses(labels, hypothesis)
-        items = texts_only([texts] if isinstance(texts, str) else texts)
+        items = texts_only(texts)
         pairs = [(text, sentence) for text in items for sentence in hypotheses]
         rows = yield Work(self.tokenizer.encode_packed(pairs, cut="only_first"))
         if not rows:

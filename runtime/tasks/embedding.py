@@ -10,7 +10,7 @@ import numpy as np
 from onnxpress.runtime.encoder import Encoder, FloatArray
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import TaskSettings
-from onnxpress.runtime.tasks.base import TaskModel, texts_only
+from onnxpress.runtime.tasks.base import TaskModel, listed, texts_only
 from onnxpress.runtime.tasks.steps import Steps, Work, in_steps
 from onnxpress.runtime.token_sequences import Encoded
 from onnxpress.runtime.tokenizer import Tokenizer
@@ -50,7 +50,7 @@ class Embedder(TaskModel):
             ForkError: called in another process than the one that loaded the model.
         """
         self.encoder.check_process()
-        items = texts_only([texts] if isinstance(texts, str) else texts)
+        items = texts_only(texts)
         prefix = self._prompt(prompt_name, prompt)
         if not items:
             return np.zeros((0, self.embedding.dimension), np.float32)
@@ -76,7 +76,7 @@ class Embedder(TaskModel):
             ForkError: called in another process than the one that loaded the model.
         """
         self.encoder.check_process()
-        encodings = self.tokenizer.encode_ids(sequences)
+        encodings = self.tokenizer.encode_ids(listed("sequences", sequences, "a list of lists of token ids"))
         if not encodings:
             return np.zeros((0, self.embedding.dimension), np.float32)
         return (yield from self._vectors(encodings, 0))

@@ -86,7 +86,7 @@ class Filler(TaskModel):
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise InvalidInputError(f"top_k is {top_k!r}; give a whole number of at least 1")
         allowed = None if targets is None else self._target_ids(targets)
-        items = texts_only([texts] if isinstance(texts, str) else texts)
+        items = texts_only(texts)
         encodings = self.tokenizer.encode(items)
         gaps = [
             self._gaps(index, text, encoding)

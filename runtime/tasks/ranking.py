@@ -10,7 +10,7 @@ import numpy as np
 from onnxpress.runtime.encoder import Encoder, FloatArray
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.manifest import TaskSettings
-from onnxpress.runtime.tasks.base import TaskModel
+from onnxpress.runtime.tasks.base import TaskModel, listed
 from onnxpress.runtime.tasks.scores import FUNCTIONS, ScoreFunction, scores_of
 from onnxpress.runtime.tasks.steps import Steps, Work, in_steps
 from onnxpress.runtime.token_sequences import Side
@@ -75,7 +75,7 @@ class Reranker(TaskModel):
             raise InvalidInputError(f"function is {function!r}; give identity, sigmoid or None")
         if side not in (None, "left", "right"):
             raise InvalidInputError(f"side is {side!r}; give left, right or None")
-        texts = list(documents)
+        texts = listed("documents", documents, "a list of texts")
         logits = yield from self._logits([(query, text) for text in texts], truncate, side)
         order = sorted(range(len(texts)), key=lambda index: -logits[index, 0])
         scores = scores_of(logits, function or self.labels.function)[:, 0]
@@ -99,7 +99,7 @@ class Reranker(TaskModel):
     ) -> Steps[FloatArray]:
         """[pairs, labels]"""
         self.encoder.check_process()
-        items = list(pairs)
+        items = listed("pairs", pairs, "a list of tuples of query and document")
         for index, item in enumerate(items):
             if not isinstance(item, tuple):
                 raise InvalidInputError(

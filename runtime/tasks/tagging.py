@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, overload
 from onnxpress.runtime.encoder import Encoder
 from onnxpress.runtime.errors import InvalidInputError, require_whole
 from onnxpress.runtime.manifest import TaskSettings
-from onnxpress.runtime.tasks.base import TaskModel
+from onnxpress.runtime.tasks.base import TaskModel, listed, texts_only
 from onnxpress.runtime.tasks.entities import (
     STRATEGIES,
     Entity,
@@ -95,7 +95,7 @@ class Tagger(TaskModel):
             ForkError: called in another process than the one that loaded the model.
         """
         self.encoder.check_process()
-        items = [texts] if isinstance(texts, str) else list(texts)
+        items = texts_only(texts)
         if strategy not in STRATEGIES:
             raise InvalidInputError(f"the strategy is {strategy!r}; give one of {', '.join(STRATEGIES)}")
         if isinstance(ignore_labels, str):
@@ -122,8 +122,13 @@ class Tagger(TaskModel):
             ForkError: called in another process than the one that loaded the model.
         """
         self.encoder.check_process()
+        sentences = listed("sentences", sentences, "a list of lists of words")
         for number, sentence in enumerate(sentences):
-            if isinstance(sentence, str) or not all(isinstance(word, str) for word in sentence):
+            if (
+                not isinstance(sentence, Iterable)
+                or isinstance(sentence, str)
+                or not all(isinstance(word, str) for word in sentence)
+            ):
                 raise InvalidInputError(f"sentence {number} is {sentence!r:.80}; give a list of words, each a str")
         shared = self._shared_tokens(None)
         texts = [" ".join(sentence) for sentence in sentences]
@@ -147,9 +152,6 @@ class Tagger(TaskModel):
         self, texts: Sequence[str], shared: int, most_tokens: int | None = None
     ) -> Steps[list[list[list[Token]]]]:
         """Tokens with scores: for each text, for each of its windows. A window without tokens is left out."""
-        for number, text in enumerate(texts):
-            if not isinstance(text, str):  # pairs of texts too, which the tokenizer would take
-                raise InvalidInputError(f"text {number} is of type {type(text).__name__}; give a str")
         windows = [
             (number, window)
             for number, encoding in enumerate(self._encode(texts, shared, most_tokens))
