@@ -276,14 +276,15 @@ class Scheduler:
         except Exception as error:  # noqa: BLE001
             self._fail([seat], error)
             return
+        # Counted before the token that may end the answer: who has it must find its steps counted.
+        self.counts.steps += 1
+        self.counts.drafted_tokens += len(draft)
         accepted = 0
         done = self._accept(seat, logits[0])
         while not done and accepted < len(draft) and request.token_ids[-1] == draft[accepted]:
             accepted += 1
+            self.counts.accepted_tokens += 1
             done = self._accept(seat, logits[accepted])
-        self.counts.steps += 1
-        self.counts.drafted_tokens += len(draft)
-        self.counts.accepted_tokens += accepted
         request.lookup.learn(accepted)
         self._cache.truncate(seat.place, len(seat.prompt) + len(request.token_ids) - 1)
         if done:
