@@ -200,6 +200,23 @@ def test_an_answer_that_is_late_is_an_error(generator: Generator, monkeypatch: p
         assert runner.within(60).generate("one", timeout_seconds=1e-6).finish_reason == "timeout"
 
 
+def test_a_beam_search_has_no_time(generator: Generator) -> None:
+    expected = generator.generate("one", num_beams=2, max_new_tokens=3)
+    with BatchingRunner(generator, seconds=60) as runner:
+        assert runner.generate("one", num_beams=2, max_new_tokens=3) == expected
+        with pytest.raises(InvalidInputError, match="timeout_seconds cannot be combined with num_beams"):
+            runner.generate("one", num_beams=2, timeout_seconds=5)
+        with pytest.raises(InvalidInputError, match=r"or an event loop, .* asyncio\.to_thread"):
+            asyncio.run(runner.asynchronous.generate("one", num_beams=2))
+
+
+@pytest.mark.parametrize("time", ["soon", float("nan"), -1])
+def test_a_callers_own_time_must_be_one(generator: Generator, time: Any) -> None:
+    message = "timeout_seconds is .*; give a number of seconds"
+    with BatchingRunner(generator, seconds=60) as runner, pytest.raises(InvalidInputError, match=message):
+        runner.generate("one", timeout_seconds=time)
+
+
 def test_a_full_queue_refuses(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     with BatchingRunner(generator, most_waiting=1) as runner:
         may_go = slow(generator, monkeypatch)

@@ -198,7 +198,7 @@ def test_a_grammar_holds_whatever_the_model_wants(generator: Generator) -> None:
         ("x", {"max_new_tokens": 0}, "max_new_tokens is 0"),
         ("x", {"max_new_tokens": -1}, "max_new_tokens is -1"),
         ("x", {"stop": 3}, "stop is of type int"),
-        ("x", {"temprature": 1}, "unknown option 'temprature'"),
+        ("x", {"temprature": 1}, "unknown option 'temprature'; known are early_stopping, frequency_penalty, grammar"),
         ("x", {"timeout_seconds": -1}, "timeout_seconds is -1"),
         ("x", {"grammar": "[a-z]+"}, "the grammar is of type str; make one with json_schema"),
         ("x", {"grammar": {"type": "object"}}, "the grammar is of type dict"),

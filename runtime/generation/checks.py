@@ -44,6 +44,17 @@ def number(name: str, value: Any, least: float, most: float, advice: str, zero: 
     return result
 
 
+def time_allowed(value: Any) -> float | None:
+    """What `timeout_seconds` says; None for no limit.
+
+    Raises:
+        InvalidInputError: `value` is no number of seconds.
+    """
+    if value is None:
+        return None
+    return number("timeout_seconds", value, 0, float("inf"), "a number of seconds, or None for no limit")
+
+
 def flag(name: str, value: Any) -> bool:
     """
     Raises:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, Unpack, overload
 
 from onnxpress.runtime.call_report import CallReport
 from onnxpress.runtime.errors import ClosedError, DeadlineExceededError, InvalidInputError
+from onnxpress.runtime.generation.checks import time_allowed
 from onnxpress.runtime.generation.engine import Engine
 from onnxpress.runtime.generation.generator import Generator, Messages, joined
 from onnxpress.runtime.generation.options import Options
@@ -313,9 +314,15 @@ async def _texts(streams: AsyncStreams) -> AsyncIterator[str]:
 
 
 def within(seconds: float | None, options: Any) -> Any:
-    """The options with the sooner of the runner's time and the caller's own."""
-    own = options.get("timeout_seconds")
-    times = [time for time in (seconds, own) if time is not None]
+    """The options with the sooner of the runner's time and the caller's own; those of a beam search, which ends by
+    itself, as they are.
+
+    Raises:
+        InvalidInputError: the caller's own is no number of seconds.
+    """
+    if options.get("num_beams") not in (None, 1):
+        return options
+    times = [time for time in (seconds, time_allowed(options.get("timeout_seconds"))) if time is not None]
     return {**options, "timeout_seconds": min(times)} if times else options
 
 

@@ -3,9 +3,10 @@ used (sampling.py, beams.py, generator.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypedDict
 
+from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.generation.beams import BEAM_OPTIONS
 from onnxpress.runtime.generation.constraints import Grammar
 
@@ -42,3 +43,13 @@ class Options(TypedDict, total=False):
 
 BEYOND_SAMPLING = ("grammar", "timeout_seconds", "prompt_lookup", *BEAM_OPTIONS)
 """What is no field of `Sampling`."""
+
+
+def check_names(options: Iterable[str]) -> None:
+    """
+    Raises:
+        InvalidInputError: one is no option.
+    """
+    for name in options:
+        if name not in Options.__annotations__:
+            raise InvalidInputError(f"unknown option {name!r}; known are {', '.join(sorted(Options.__annotations__))}")

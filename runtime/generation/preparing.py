@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.generation.beams import Beams
-from onnxpress.runtime.generation.checks import number, whole
+from onnxpress.runtime.generation.checks import time_allowed, whole
 from onnxpress.runtime.generation.constraints import Constraint, Grammar, Grammars
 from onnxpress.runtime.generation.engine import Engine
 from onnxpress.runtime.generation.lookup import MOST_DRAFTED, PromptLookup
-from onnxpress.runtime.generation.options import BEYOND_SAMPLING, Options
+from onnxpress.runtime.generation.options import BEYOND_SAMPLING, Options, check_names
 from onnxpress.runtime.generation.prompts import Prompts
 from onnxpress.runtime.generation.requests import Delta, Request
 from onnxpress.runtime.generation.sampling import Sampler, Sampling
@@ -84,7 +84,8 @@ class Preparing:
         """
         if Beams.from_options(options, self._settings.defaults) is not None:
             raise InvalidInputError(
-                "num_beams cannot be combined with a stream, for beams are chosen at the end; use generate()"
+                "num_beams cannot be combined with a stream or an event loop, for a search runs in the caller's thread "
+                "and chooses at the end; use generate(), in an event loop with asyncio.to_thread"
             )
         sampling = self._sampling(options)
         beyond = self._beyond(options)
@@ -121,14 +122,13 @@ class Preparing:
         return AnswerText(tracker, self.detokenizer.stream(after=prompt), guide, together)
 
     def _sampling(self, options: Options) -> Sampling:
+        check_names(options)
         given = {name: value for name, value in options.items() if name not in BEYOND_SAMPLING}
         return Sampling.with_defaults(self._settings.defaults, **given)
 
     def _beyond(self, options: Options) -> _Beyond:
         """What goes beyond `Sampling`, checked also where there is no prompt."""
-        timeout = options.get("timeout_seconds")
-        if timeout is not None:
-            timeout = number("timeout_seconds", timeout, 0, float("inf"), "a number of seconds, or None for no limit")
+        timeout = time_allowed(options.get("timeout_seconds"))
         drafted = options.get("prompt_lookup")
         drafted = 0 if drafted is None else whole("prompt_lookup", drafted, 0, MOST_DRAFTED)
         grammar = options.get("grammar")
