@@ -54,8 +54,9 @@ class BatchingRunner(Blocking):
         """
         Args:
             model: what `onnxpress.load` gave. It stays the caller's: closing the runner does not close it.
-            most_waiting: sequences (texts, pairs, windows of long texts) that may wait; of a generator, requests. A
-                call that would make them more fails with `QueueFullError`, unless nothing waits.
+            most_waiting: sequences (texts, pairs, windows of long texts) that may wait. A call that would make them
+                more fails with `QueueFullError`, unless nothing waits. Of a generator, requests (each of the `n`
+                answers to a prompt is one); those of a call join one by one, so that one call alone may be too much.
             seconds: that each call may take, from its start to its result; None for no limit. See `within`.
             tokens_per_batch: of sequences that run together, padding included; None for what the model was loaded with.
                 For a generator without meaning.

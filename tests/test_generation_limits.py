@@ -224,7 +224,7 @@ def test_a_full_queue_refuses(generator: Generator, monkeypatch: pytest.MonkeyPa
         thread.start()
         while not runner.state.running and not runner.state.waiting:
             pass
-        with pytest.raises(QueueFullError, match="which is the limit"):
+        with pytest.raises(QueueFullError, match="which is the limit; try again later, or ask for less at once"):
             runner.generate(["two"] * 50)
         others = generator.open_stream("three"), generator.open_stream("four")  # without this limit
         may_go.set()

@@ -131,7 +131,9 @@ class Engine:
         with self._changed:
             waiting = self._scheduler.waiting + len(self._new)
             if most_waiting is not None and waiting >= most_waiting:
-                raise QueueFullError(f"{waiting} requests are waiting, which is the limit; try again later")
+                raise QueueFullError(
+                    f"{waiting} requests are waiting, which is the limit; try again later, or ask for less at once"
+                )
             self._new.append(request)
             self._wake()
         return request
