@@ -45,6 +45,14 @@ def test_options_are_of_all_bundles() -> None:
     assert settings("a", "--port", "0", "--workers", "3") == ServerSettings.of(["a"], port=0, workers=3)
 
 
+def test_a_bundle_is_called_as_its_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "release-7").mkdir()
+    (tmp_path / "writer").symlink_to("release-7")
+    monkeypatch.chdir(tmp_path / "release-7")
+    paths = (".", "../writer/", str(tmp_path / "writer"), "../release-7/.")
+    assert [ServedBundle(path).called for path in paths] == ["release-7", "writer", "writer", "release-7"]
+
+
 def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
     file = tmp_path / "serving.toml"
     file.write_text('port = 9\nworkers = 2\n[limits]\nitems = 3\n[[bundles]]\npath = "a"\nname = "b"\nthreads = 4\n')

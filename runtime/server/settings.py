@@ -99,7 +99,9 @@ class ServedBundle:
     @property
     def called(self) -> str:
         """What requests call it."""
-        return self.name or Path(self.path).resolve().name
+        # A link keeps its own name, whatever it points to today; "." and ".." have none.
+        path = Path(self.path)
+        return self.name or (path.resolve().name if path.name in ("", "..") else path.name)
 
 
 ServedGuard = GuardSettings
