@@ -129,6 +129,15 @@ class Grammars:
             InvalidInputError: the grammar is none, is not valid, or is too complex; or llguidance is not installed.
             UnsupportedModelError: the tokens of the model are not made of bytes.
         """
+        matcher = self._matcher(grammar).deep_copy()
+        return Constraint(matcher, lambda: self._compile(grammar, _UNFORCED), self._kinds)
+
+    def check(self, grammar: Grammar) -> None:
+        """Raises what `start` would, and starts nothing."""
+        self._matcher(grammar)
+
+    def _matcher(self, grammar: Grammar) -> llguidance.LLMatcher:
+        """Kept for further answers, which each take a copy."""
         if not isinstance(grammar, Grammar):
             raise InvalidInputError(
                 f"the grammar is of type {type(grammar).__name__}; make one with json_schema, json_object, regex, "
@@ -141,7 +150,7 @@ class Grammars:
                 if len(self._compiled) >= _MOST_KEPT:
                     del self._compiled[next(iter(self._compiled))]
                 self._compiled[grammar] = matcher
-        return Constraint(matcher.deep_copy(), lambda: self._compile(grammar, _UNFORCED), self._kinds)
+        return matcher
 
     def _compile(self, grammar: Grammar, options: str = "") -> llguidance.LLMatcher:
         tokens = self._read_tokens()

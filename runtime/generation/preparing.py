@@ -133,7 +133,7 @@ class Preparing:
         drafted = 0 if drafted is None else whole("prompt_lookup", drafted, 0, MOST_DRAFTED)
         grammar = options.get("grammar")
         if grammar is not None:
-            self._grammars.start(grammar)
+            self._grammars.check(grammar)
         return _Beyond(timeout, drafted, grammar)
 
     def _prepare(self, prompt: list[int], sampling: Sampling, beyond: _Beyond, index: int) -> Prepared:

@@ -105,12 +105,12 @@ def known_ids(token_ids: Any, vocabulary: int) -> list[int]:
     Raises:
         InvalidInputError: they are none, or not the model's.
     """
-    values = token_ids.tolist() if isinstance(token_ids, np.ndarray) else token_ids
+    values = _plain(token_ids)
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise InvalidInputError(f"token_ids are of type {type(token_ids).__name__}; give a list of token ids")
     ids = list(values)
     for place, token in enumerate(ids):
-        if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < vocabulary:
+        if not _is_whole(token) or not 0 <= token < vocabulary:
             raise InvalidInputError(
                 f"the token {token!r} at place {place} is none of the model's; give ids from 0 to {vocabulary - 1}"
             )
@@ -118,12 +118,20 @@ def known_ids(token_ids: Any, vocabulary: int) -> list[int]:
 
 
 def _checked_ids(prompt: Any) -> list[int]:
-    values = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
+    values = _plain(prompt)
     if not isinstance(values, Sequence) or isinstance(values, bytes):
         raise InvalidInputError(f"a prompt is of type {type(prompt).__name__}; give a text or token ids")
     for place, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        if not _is_whole(value):
             raise InvalidInputError(
                 f"the prompt has {value!r} of type {type(value).__name__} at place {place}; give a text or token ids"
             )
     return [int(value) for value in values]
+
+
+def _plain(values: Any) -> Any:
+    return values.tolist() if isinstance(values, np.ndarray) else values
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
