@@ -1,4 +1,4 @@
-"""Graph forms worth measuring for a target. Which one is used is a measurement (see `choose_form`), not a belief.
+"""Graph forms worth measuring for a target. Which one is used is a measurement (see `fastest`), not a belief.
 
 `skip` below is the residual branch: SkipLayerNormalization(x, skip, scale, shift, bias) is
 LayerNormalization(x + skip + bias, scale, shift).

@@ -174,7 +174,7 @@ def _memory(model: onnx.ModelProto, path: Path, rng: random.Random, canary: Path
 def _list(path: Path, file: Path) -> None:
     folder = next(parent for parent in path.parents if (parent / sealing.MANIFEST).is_file())
     document = sealing.read(folder)
-    sealing.add_file(folder, document, file.relative_to(folder).as_posix())
+    sealing.add_file(document, file.relative_to(folder).as_posix())
     sealing.write(folder, document)
 
 

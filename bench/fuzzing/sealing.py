@@ -22,7 +22,7 @@ def write(folder: Path, document: Any) -> None:
     (folder / MANIFEST).write_text(json.dumps(document))
 
 
-def add_file(folder: Path, document: dict[str, Any], relative: str) -> None:
+def add_file(document: dict[str, Any], relative: str) -> None:
     """List a further file, also as one of every variant."""
     document["files"].append({"path": relative, "size_bytes": 0, "sha256": ""})
     for variant in document["variants"]:

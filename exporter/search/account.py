@@ -44,7 +44,7 @@ def search_document(
         "float32": {"metric": before, "milliseconds": bench.float32["milliseconds"]} if bench.trials else None,
         "trials": [_trial(trial, nodes, before, splits, checks.get(trial.name)) for trial in bench.trials],
         "accepted": accepted and {"trial": accepted.name, "variant": variant},
-        "held_out": _held_out(bench, accepted),
+        "held_out": _held_out(bench),
         "sentence": _sentence(bench, limit, splits, outcome, variant),
     }
 
@@ -93,8 +93,8 @@ def _trial(
     }
 
 
-def _held_out(bench: TrialBench, accepted: Trial | None) -> dict[str, Any] | None:
-    """What the check on the examples held out gave for the accepted trial, else for the last one; and all looks."""
+def _held_out(bench: TrialBench) -> dict[str, Any] | None:
+    """What the last check on the examples held out gave, which is that of the accepted trial if one was; and all looks."""
     if not bench.verdicts:
         return None
     last = bench.verdicts[-1]

@@ -75,12 +75,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(dataclasses.asdict(found) | {"traffic": traffic.described, "goal": arguments.goal}))
         return 0
     print(f"{bundle.manifest.source.name}, {variant.name}, {traffic.described}; goal: {arguments.goal}\n")
-    print("\n".join(f"  {line}" for line in _table(found, arguments.goal)))
+    print("\n".join(f"  {line}" for line in _table(found)))
     print(f"\n{_conclusion(found)}")
     return 0
 
 
-def _table(found: Tuning, goal: str) -> list[str]:
+def _table(found: Tuning) -> list[str]:
     rows = [f"{'settings':<18} {'rate/s':>9} {'x default':>10} {'peak MB':>9} {'x default':>10}"]
     for one in [*found.tried, *([found.confirmed] if found.confirmed else [])]:
         name = f"{one.name}, again" if one is found.confirmed else one.name
