@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -10,8 +11,9 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,15 +30,13 @@ class BadInputError(Exception):
 # --- processes ---
 
 
-def run_json(
-    module: str, options: Mapping[str, Any], environment: Mapping[str, str], python: str = sys.executable
-) -> dict[str, Any]:
+def run_json(module: str, options: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
     """Run `python -m MODULE JSON` from the repository root and return the object on the last line it prints.
 
     Raises:
         BadInputError: the process failed; the text has its last line.
     """
-    command = [python, "-m", module, json.dumps(options)]
+    command = [sys.executable, "-m", module, json.dumps(options)]
     done = subprocess.run(command, cwd=ROOT, env=dict(environment), capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
@@ -271,6 +271,17 @@ def _text_of(path: Path) -> str:
         raise BadInputError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise BadInputError(f"{path} is not UTF-8 text (byte {error.start})") from error
+
+
+@contextlib.contextmanager
+def working_folder(kept: Path | None) -> Iterator[Path]:
+    """The folder that is to be kept, made if it is not there; where none is, one that is gone afterwards."""
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept.resolve()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def existing_folder(text: str) -> Path:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,11 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.threads < 1 or options.rounds < 1:
             raise common.BadInputError("--threads and --rounds must be at least 1")
-        if options.folder is not None:
-            options.folder.mkdir(parents=True, exist_ok=True)
-            return run(options, options.folder.resolve())
-        with tempfile.TemporaryDirectory() as folder:
-            return run(options, Path(folder))
+        with common.working_folder(options.folder) as folder:
+            return run(options, folder)
     except common.BadInputError as error:
         print(f"bench.generate: {error}", file=sys.stderr)
         return common.BAD_INPUT

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,11 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         _check(options)
-        if options.folder is not None:
-            options.folder.mkdir(parents=True, exist_ok=True)
-            return run(options, options.folder.resolve())
-        with tempfile.TemporaryDirectory() as folder:
-            return run(options, Path(folder))
+        with common.working_folder(options.folder) as folder:
+            return run(options, folder)
     except common.BadInputError as error:
         print(f"bench.gpu: {error}", file=sys.stderr)
         return common.BAD_INPUT
