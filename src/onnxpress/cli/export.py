@@ -38,6 +38,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--target", default="cpu", help="where it will run: cpu, cuda or tensorrt (default: cpu)")
     add_evaluation_arguments(parser)
+    _add_quantization_arguments(parser)
+    _add_goal_arguments(parser)
+    parser.add_argument("--measure", default="quick", help="how long to measure: quick, full or none (default: quick)")
+    parser.add_argument("--threads", type=int, help="CPU threads to measure with (default: the cores allowed)")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    _add_bound_arguments(parser)
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that comes with the model (default: never)",
+    )
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read weights stored as pickles where there are no safetensors",
+    )
+    parser.add_argument("--force", action="store_true", help="replace a bundle that is already at the output")
+    parser.add_argument("--no-cache", action="store_true", help="neither read nor keep results of earlier exports")
+    parser.add_argument(
+        "--json", action="store_true", help="print a machine-readable summary as the last thing on stdout"
+    )
+    parser.add_argument("--quiet", "-q", action="store_true", help="show no progress and no table")
+    parser.add_argument("--verbose", "-v", action="store_true", help="show what the libraries underneath write")
+
+
+def _add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
+    """How variants of fewer bits are made."""
     parser.add_argument(
         "--calibration",
         metavar="PATH",
@@ -96,6 +123,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="bits of the embedding tables in an encoder's int8 and int8-static, 8 or 4 (default: float32)",
     )
+
+
+def _add_goal_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a variant has to be, and how long one is searched."""
     parser.add_argument(
         "--objective",
         default="throughput",
@@ -121,9 +152,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="how long the search may take, such as 90s, 5m or 1h (default: 5m); Ctrl-C ends it earlier",
     )
-    parser.add_argument("--measure", default="quick", help="how long to measure: quick, full or none (default: quick)")
-    parser.add_argument("--threads", type=int, help="CPU threads to measure with (default: the cores allowed)")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+
+
+def _add_bound_arguments(parser: argparse.ArgumentParser) -> None:
+    """How far variants may be from PyTorch."""
     parser.add_argument("--fp32-max-abs", type=float, metavar="X", help="bound of the FP32 gate (default: 1e-4)")
     parser.add_argument(
         "--fp16-cosine", type=float, metavar="X", help="bound of the FP16 gate for embeddings (default: 0.9995)"
@@ -135,23 +167,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bf16-rms", type=float, metavar="X", help="bound of the BF16 gate for logits (default: 0.2)")
     parser.add_argument("--int8-rms", type=float, metavar="X", help="bound of the INT8 gate for logits (default: 0.2)")
     parser.add_argument("--int4-rms", type=float, metavar="X", help="bound of the INT4 gate for logits (default: 0.5)")
-    parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="run Python code that comes with the model (default: never)",
-    )
-    parser.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="read weights stored as pickles where there are no safetensors",
-    )
-    parser.add_argument("--force", action="store_true", help="replace a bundle that is already at the output")
-    parser.add_argument("--no-cache", action="store_true", help="neither read nor keep results of earlier exports")
-    parser.add_argument(
-        "--json", action="store_true", help="print a machine-readable summary as the last thing on stdout"
-    )
-    parser.add_argument("--quiet", "-q", action="store_true", help="show no progress and no table")
-    parser.add_argument("--verbose", "-v", action="store_true", help="show what the libraries underneath write")
 
 
 def run(arguments: argparse.Namespace) -> int:
