@@ -156,7 +156,9 @@ def attend(
         query: [batch, heads, sequence, d].
         key: [batch, kv_heads, sequence, d], just as the cache returned it.
         value: [batch, kv_heads, sequence, v], just as the cache returned it.
+        mask: which tokens see which.
         scaling: None is 1 / sqrt(d).
+        softcap: bounds scores s as softcap * tanh(s / softcap); None leaves them as they are.
         sinks: a logit for each head, [heads].
         bias: ALiBi.
 

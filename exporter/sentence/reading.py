@@ -93,7 +93,11 @@ class _Settings:
         return UnsupportedModelError(f"{self.file} has {key} = {self.values.get(key)!r}; expected {expected}")
 
     def allow(self, known: Iterable[str]) -> None:
-        """Refuse keys that are not known: what they change is not known either. Empty values change nothing."""
+        """Refuse keys that are not known: what they change is not known either. Empty values change nothing.
+
+        Raises:
+            UnsupportedModelError: there is one.
+        """
         for key, value in self.values.items():
             if key not in known and value is not None and value not in ({}, []):
                 raise UnsupportedModelError(f"{self.file} has {key} = {value!r}, a setting that cannot be exported")

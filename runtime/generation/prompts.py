@@ -70,7 +70,11 @@ class Prompts:
 
 
 def is_one(prompts: Any) -> bool:
-    """Whether what was given is one prompt rather than several: a text, or at least one token id."""
+    """Whether what was given is one prompt rather than several: a text, or at least one token id.
+
+    Raises:
+        InvalidInputError: it is neither one nor several.
+    """
     if isinstance(prompts, str):
         return True
     if isinstance(prompts, np.ndarray):

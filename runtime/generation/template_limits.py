@@ -118,7 +118,11 @@ def check_size(size: int) -> None:
 
 
 def weighed(value: Any) -> Any:
-    """`value`, once its size is paid for."""
+    """`value`, once its size is paid for.
+
+    Raises:
+        LimitError: it is too large, or too much work was done before.
+    """
     if isinstance(value, (str, list, tuple, dict)):
         check_size(len(value))
         spend(len(value) // _CHARACTERS_OF_WORK)
