@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,18 @@ from onnxpress.runtime.manifest import TaskSettings
 from onnxpress.runtime.tokenizer import Tokenizer
 
 
-def checkpoint_side(
-    model: str, config: ExportConfig, progress: Callable[[str, str, float | None], None] = lambda *told: None
-) -> Side:
+def checkpoint_side(model: str, config: ExportConfig) -> Side:
     """The side of a model that is not pressed yet.
 
     Args:
         model: a local folder, an ONNX file, a recipe or a hub id.
         config: options of an export; its task counts, and what may be read and run.
-        progress: told of a download.
 
     Raises:
         InvalidInputError: there is no such model.
         UnsupportedModelError: its folder cannot be used.
     """
-    source = resolve_source(model, config, progress)
+    source = resolve_source(model, config)
     if source.recipe is not None:
         config = source.recipe.apply(config)
     task = resolve_task(config.task, source)

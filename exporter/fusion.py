@@ -39,16 +39,6 @@ class Form:
     session: SessionSettings
 
 
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A form, written and timed."""
-
-    form: Form
-    path: Path
-    report: PassReport
-    milliseconds: float | None
-
-
 def forms(target: str) -> tuple[Form, ...]:
     """Forms for a target; the first is the traced graph as it is."""
     plain = Form("as traced", lambda program: None, SessionSettings())

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxpress.exporter.fusion import Form, forms, write_form
-from onnxpress.quantize.fp16 import HALF_MAX, Fp16Config, convert_fp16, find_overflows
+from onnxpress.quantize.fp16 import Fp16Config, convert_fp16
 from onnxpress.quantize.graphs import PassReport, load_graph
 from onnxpress.runtime.manifest import SessionSettings
 from onnxpress.runtime.session import make_session
@@ -171,7 +171,6 @@ def test_headroom_is_kept_below_the_limit(tmp_path: Path) -> None:
     feeds["input_ids"][0, 0] = 7
     assert kept(convert(model, tmp_path, feeds)[1]) == ["big", "small"]
     assert kept(convert(model, tmp_path, feeds, Fp16Config(headroom=1.0))[1]) == []
-    assert find_overflows(write(model, tmp_path / "model.onnx"), [feeds], HALF_MAX) == {}
 
 
 def test_every_input_is_tried(tmp_path: Path) -> None:

@@ -347,7 +347,6 @@ def test_folder_of_an_old_release(save: Save) -> None:
     assert (config.transformer_path, config.max_seq_length, config.do_lower_case) == ("0_Transformer", 12, True)
     assert config.modules == ("Transformer", "Pooling (mean)", "Normalize")
     assert config.normalize
-    assert not config.strip_text
     model = load_reference(folder)
     assert model.max_seq_length == 12
     assert model.tokenizer("CAT")["input_ids"] == model.tokenizer("cat")["input_ids"]

@@ -94,7 +94,7 @@ def _trial(
 
 
 def _held_out(bench: TrialBench) -> dict[str, Any] | None:
-    """What the last check on the examples held out gave, which is that of the accepted trial if one was; and all looks."""
+    """What the last check on the examples held out gave, the accepted trial's if there is one; and all looks."""
     if not bench.verdicts:
         return None
     last = bench.verdicts[-1]

@@ -96,8 +96,6 @@ class SentenceConfig:
     """cosine, dot, euclidean or manhattan."""
     truncate_dim: int | None = None
     """Only the first so many values of the embedding are kept."""
-    strip_text: bool = False
-    """White space around texts is removed. Always False: releases before 5.4 did so for every model, 6.2 never does."""
 
     @property
     def pooling(self) -> PoolingConfig:

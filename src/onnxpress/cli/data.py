@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from onnxpress.runtime.data.options import DataOptions
 
 
-EVALUATION = (
-    "labelled examples of the task to measure accuracy on: a file, a folder of texts or a dataset "
-    "(docs/evaluation.md); may be repeated"
-)
-
-
-def add_evaluation_arguments(parser: argparse.ArgumentParser, purpose: str = EVALUATION) -> None:
-    """Define --eval, which is for `purpose`, and the options that go with it."""
-    parser.add_argument("--eval", metavar="PATH", action="append", help=purpose)
+def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define --eval and the options that go with it."""
+    parser.add_argument(
+        "--eval",
+        metavar="PATH",
+        action="append",
+        help="labelled examples of the task to measure accuracy on: a file, a folder of texts or a dataset "
+        "(docs/evaluation.md); may be repeated",
+    )
     parser.add_argument(
         "--eval-columns",
         metavar="MAP",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 HELP = "Show what a bundle holds, and check that nothing in it was changed."
 
+_WIDTH = 90  # characters that the names of labels may take
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
@@ -149,9 +151,9 @@ _SCORES = {
 }
 
 
-def _shortened(names: Sequence[str], width: int = 90) -> str:
-    """As many names as fit, at least one, and dots for the rest."""
-    count = next((n for n in range(len(names), 1, -1) if len(", ".join(names[:n])) <= width), 1)
+def _shortened(names: Sequence[str]) -> str:
+    """As many names as fit a line, at least one, and dots for the rest."""
+    count = next((n for n in range(len(names), 1, -1) if len(", ".join(names[:n])) <= _WIDTH), 1)
     return ", ".join(names[:count]) + ", ..." * (count < len(names))
 
 
