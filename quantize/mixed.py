@@ -120,10 +120,7 @@ def write_switchable(base: Path, part: Path, nodes: Sequence[str], target: Path)
     switched: dict[str, list[NodeProto]] = {}
     for index, name in enumerate(nodes):
         node = splicer.nodes[name]
-        form = splicer.form(name, opened, ".part")
-        if form is None:
-            raise UnsupportedModelError(f"the two graphs compute {name} alike")
-        assembly.add_weights(opened, form)
+        form = _quantized_form(splicer, name, opened, assembly)
         assembly.add_tensor(numpy_helper.from_array(np.array(index, np.int64), f"{SWITCHES}.{index}"))
         switch = f"{SWITCHES}.{index}.on"
         switched[node.output[0]] = [
@@ -164,6 +161,15 @@ SIZES = "onnxpress.sizes"
 """Output of the same: int64 [nodes], how many elements these are."""
 
 
+def _quantized_form(splicer: Splicer, name: str, part: Part, assembly: Assembly) -> Form:
+    """The part's form of a node, whose weights are now in the graph."""
+    form = splicer.form(name, part, ".part")
+    if form is None:
+        raise UnsupportedModelError(f"the two graphs compute {name} alike")
+    assembly.add_weights(part, form)
+    return form
+
+
 def write_comparing(base: Path, part: Path, nodes: Sequence[str], target: Path) -> None:
     """Write a graph that computes each of `nodes` in both forms, from float32 inputs, and gives the sums of the squared
     differences (ERRORS) and of the squared float32 results (SQUARES), and the number of elements (SIZES)."""
@@ -171,10 +177,7 @@ def write_comparing(base: Path, part: Path, nodes: Sequence[str], target: Path) 
     assembly = Assembly(splicer.base)
     added: dict[str, NodeProto] = {}
     for index, name in enumerate(nodes):
-        form = splicer.form(name, opened, ".part")
-        if form is None:
-            raise UnsupportedModelError(f"the two graphs compute {name} alike")
-        assembly.add_weights(opened, form)
+        form = _quantized_form(splicer, name, opened, assembly)
         result = splicer.nodes[name].output[0]
         other, difference = f"{result}.other", f"{result}.difference"
         last = NodeProto.FromString(form.nodes[-1].SerializeToString())
