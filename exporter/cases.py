@@ -9,15 +9,13 @@ import numpy as np
 import tokenizers
 
 from onnxpress.exporter.decoder_cases import decoder_inputs
+from onnxpress.exporter.encoder_feeds import PAIRED
 from onnxpress.exporter.reference import Reference
 from onnxpress.exporter.texts import REAL_TEXTS, SECOND_TEXTS
-from onnxpress.runtime.encoder import FloatArray
+from onnxpress.runtime.encoder import Feeds, FloatArray
 from onnxpress.runtime.errors import UnsupportedModelError
 from onnxpress.runtime.verification import Case, IntArray
 
-Feeds = dict[str, IntArray]
-
-_PAIRED = ("text-classification", "zero-shot-classification", "text-ranking", "question-answering")
 _LARGEST_ACTIVATION = 2**24
 """Elements of the largest attention matrix of an input: it is kept for every layer when ranges are looked for."""
 
@@ -61,7 +59,7 @@ class _CaseMaker:
             (f"{count} real texts, right padding", True, self._texts(texts, left=False)),
             (f"{count} real texts, left padding", True, self._texts(texts, left=True)),
         ]
-        if self._settings.task in _PAIRED:
+        if self._settings.task in PAIRED:
             pairs = [self._backend.encode(*pair) for pair in zip(REAL_TEXTS, SECOND_TEXTS, strict=True)]
             made.append((f"{count} real pairs of texts", True, self._texts(pairs, left=False)))
         made += [(name, False, feeds) for name, feeds in self._random_inputs()]

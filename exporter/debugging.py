@@ -20,7 +20,7 @@ import onnxruntime
 
 from onnxpress.exporter.debug_inputs import Feeds, make_feeds
 from onnxpress.exporter.graph_modules import WRAPPER, modules_of
-from onnxpress.quantize.probing import float_outputs, open_probe, sizes_of
+from onnxpress.quantize.probing import MASK_FILL, float_outputs, open_probe, sizes_of
 from onnxpress.runtime.bundle import Bundle
 from onnxpress.runtime.data.options import DataOptions
 from onnxpress.runtime.errors import InvalidBundleError, InvalidInputError, first_line
@@ -29,7 +29,6 @@ DEFAULT_THRESHOLD = 20.0
 """Decibels: an error of a tenth of the signal."""
 GROUP_BYTES = 256 * 2**20
 """What the tensors may take that are in memory at once, of each graph."""
-_MASK_FILL = 1e30  # such values only say "minus infinity" to a softmax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +208,7 @@ class _Sums:
             if x.shape != y.shape:
                 self._unlike.add(name)
                 continue
-            counted = np.isfinite(x) & (np.abs(x) < _MASK_FILL)
+            counted = np.isfinite(x) & (np.abs(x) < MASK_FILL)
             x, y = x[counted].astype(np.float64), y[counted].astype(np.float64)
             finite = np.isfinite(y)
             self._bad[name] += int(np.count_nonzero(~finite))

@@ -8,9 +8,8 @@ import numpy as np
 import tokenizers
 
 from onnxpress.exporter.texts import REAL_TEXTS
+from onnxpress.runtime.encoder import Feeds
 from onnxpress.runtime.verification import IntArray
-
-Feeds = dict[str, IntArray]
 
 _STEPS = 6
 _MANY_STEPS = 16

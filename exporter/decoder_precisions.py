@@ -13,10 +13,10 @@ from onnxpress.exporter.state import State
 from onnxpress.quantize.graphs import PassReport
 from onnxpress.quantize.weight_only import WeightOnlyConfig, quantize_weights
 from onnxpress.runtime.generation.replay import rows_of
+from onnxpress.runtime.hardware import HALF_TYPES
 
 _BITS = {"int8": 8, "int4": 4}
 _CALIBRATED = ("int4",)  # 8 bits are so near to float32 that texts gain nothing
-_HALF: dict[str, Literal["float16", "bfloat16"]] = {"fp16": "float16", "bf16": "bfloat16"}
 _CACHE = ("past.", "present.")
 _POSITIONS = ("position_ids", "total_sequence_length")
 _LONGEST = 64  # tokens of a prompt to look for large values on, which all nodes keep for it
@@ -26,8 +26,8 @@ Make = Callable[[State, Path], dict[str, Any]]
 
 def maker(state: State, precision: str) -> tuple[dict[str, Any], Make]:
     """What a variant depends on beside the model, as JSON data, and what writes it into a folder."""
-    if precision in _HALF:
-        return {}, _half(_HALF[precision])
+    if precision in HALF_TYPES:
+        return {}, _half(HALF_TYPES[precision])
     config = state.config.weight_only(_BITS[precision])
     calibration = state.calibration if precision in _CALIBRATED else None
     depends_on = {

@@ -12,12 +12,11 @@ import onnx
 
 from onnxpress.exporter.state import State
 from onnxpress.quantize.graphs import module_of
-from onnxpress.quantize.probing import float_outputs, open_probe
+from onnxpress.quantize.probing import MASK_FILL, float_outputs, open_probe
 from onnxpress.runtime.errors import OnnxpressError
 
 _LIMITS = (0.1, 0.02, 0.004, 0.001)
 _TOLERANCE_FP32 = 1e-3
-_MASK_FILL = 1e30
 
 Feeds = Mapping[str, npt.NDArray[np.int64]]
 Found = dict[str, Any]
@@ -65,7 +64,7 @@ def _compare(
 def _relative_difference(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
     """Largest |difference| over the largest magnitude expected; not a number if `found` is not. Where the expected
     value only says "minus infinity" to a softmax, any large negative one will do."""
-    compared = np.abs(expected) < _MASK_FILL
+    compared = np.abs(expected) < MASK_FILL
     a, b = found[compared].astype(np.float64), expected[compared].astype(np.float64)
     return float(np.abs(a - b).max(initial=0.0)) / (float(np.abs(b).max(initial=0.0)) or 1.0)
 

@@ -22,6 +22,7 @@ from onnxpress.runtime.tokenizer import Tokenizer
 MOST_TOKENS = 65_536
 """Of all sequences together: with the long ones a model takes, fewer do."""
 PAIRED = ("text-classification", "zero-shot-classification", "text-ranking", "question-answering")
+"""Tasks whose models read pairs of texts."""
 _BATCH_TOKENS = 512  # whoever watches a graph holds the activations of one batch of all layers
 _BATCH_ROWS = 16
 _LEAST_FILLED = 0.75  # a sequence shorter than this share of its batch's longest goes into the next batch

@@ -17,6 +17,7 @@ from onnxpress.exporter.state import State
 from onnxpress.quantize.activations import Feeds
 from onnxpress.quantize.graphs import PassReport
 from onnxpress.runtime.errors import UnsupportedModelError
+from onnxpress.runtime.hardware import HALF_TYPES
 from onnxpress.runtime.machine import describe_machine
 from onnxpress.runtime.manifest import Tensor
 from onnxpress.runtime.session import make_session
@@ -24,9 +25,6 @@ from onnxpress.runtime.settings import ServingSettings
 from onnxpress.runtime.verification import Case, Run, check_parity
 from onnxpress.runtime.verifying import run_of
 
-_HALF: dict[str, Literal["float16", "bfloat16"]] = {"fp16": "float16", "bf16": "bfloat16"}
-_WITH_TABLES = ("int8", "int8-static")
-"""Precisions whose embedding tables become 8 bits too where that is asked for."""
 _TIMING_SECONDS = 2.0  # enough for a 10 % difference to show
 _COMPARED = 16  # batches of calibration texts that graphs are compared on
 
@@ -44,8 +42,8 @@ def maker(state: State, precision: str, cases: Sequence[Case]) -> tuple[dict[str
         cases: the verification inputs that are real texts, to time and compare graphs on.
     """
     config = state.config
-    if precision in _HALF:
-        return {}, _half(_HALF[precision])
+    if precision in HALF_TYPES:
+        return {}, _half(HALF_TYPES[precision])
     if precision == "int4":
         weights = config.weight_only(4)
         return {"weight_only": dataclasses.asdict(weights)}, _weight_only

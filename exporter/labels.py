@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from onnxpress.exporter.source import Source
 from onnxpress.runtime.errors import UnsupportedModelError
 from onnxpress.runtime.manifest import LabelSettings
+from onnxpress.runtime.tasks.scores import ScoreFunction
 
-LABELLED = ("text-classification", "zero-shot-classification", "text-ranking", "token-classification")
+CLASSIFIERS = ("text-classification", "zero-shot-classification", "text-ranking")
+"""Tasks of one head: which of them it is, its architecture does not say."""
+LABELLED = (*CLASSIFIERS, "token-classification")
 """Tasks whose models have labels."""
-
-Function = Literal["softmax", "sigmoid", "identity"]
 
 
 def label_settings(task: str, source: Source) -> LabelSettings | None:
@@ -43,7 +44,11 @@ def label_settings(task: str, source: Source) -> LabelSettings | None:
 
 
 def label_names(source: Source) -> tuple[str, ...]:
-    """Names of the labels in the order of the logits, as transformers makes them of config.json."""
+    """Names of the labels in the order of the logits, as transformers makes them of config.json.
+
+    Raises:
+        UnsupportedModelError: they are not numbered.
+    """
     named = source.config.get("id2label")
     try:
         if isinstance(named, dict) and named:
@@ -56,11 +61,15 @@ def label_names(source: Source) -> tuple[str, ...]:
 
 
 def has_entailment(source: Source) -> bool:
-    """Whether the model judges if one text follows from another."""
+    """Whether the model judges if one text follows from another.
+
+    Raises:
+        UnsupportedModelError: as of `label_names`.
+    """
     return any(name.lower().startswith("entail") for name in label_names(source))
 
 
-def _function(source: Source, count: int) -> Function:
+def _function(source: Source, count: int) -> ScoreFunction:
     """What transformers' text classification pipeline makes scores with."""
     kind = source.config.get("problem_type")
     if kind == "regression":
@@ -68,12 +77,12 @@ def _function(source: Source, count: int) -> Function:
     return "sigmoid" if kind == "multi_label_classification" or count == 1 else "softmax"
 
 
-def _ranking_function(source: Source) -> Function:
+def _ranking_function(source: Source) -> ScoreFunction:
     """What sentence-transformers' CrossEncoder makes scores with: what its configuration says, else a sigmoid."""
     settings: Any = source.config.get("sentence_transformers")
     named = settings.get("activation_fn") if isinstance(settings, dict) else None
     path = str(named or source.config.get("sbert_ce_default_activation_function") or "torch.nn.Sigmoid")
-    functions: dict[str, Function] = {"Sigmoid": "sigmoid", "Identity": "identity"}
+    functions: dict[str, ScoreFunction] = {"Sigmoid": "sigmoid", "Identity": "identity"}
     function = functions.get(path.rsplit(".", 1)[-1])
     if function is None:
         raise UnsupportedModelError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from onnxpress.exporter.labels import CLASSIFIERS
 from onnxpress.runtime.errors import UnsupportedModelError
 
 
@@ -61,7 +62,7 @@ def _tasks(model_type: str) -> tuple[str, ...]:
 
     classes = {
         "feature-extraction": {**auto.MODEL_MAPPING_NAMES, **auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES},
-        **dict.fromkeys(_TEXT_CLASSES, auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
+        **dict.fromkeys(CLASSIFIERS, auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
         "token-classification": auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
         "question-answering": auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
         "fill-mask": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -69,14 +70,12 @@ def _tasks(model_type: str) -> tuple[str, ...]:
     return tuple(task for task, names in classes.items() if model_type in names)
 
 
-_TEXT_CLASSES = ("text-classification", "zero-shot-classification", "text-ranking")
-
 _LONG = "Longformer and BigBird export and take long texts"
 _ENDS = Refusal(
     "its classifier reads the decoder where a text's last end token stands, and transformers refuses batches whose "
     "rows differ in how many they have",
     "classifiers on DeBERTa-v2, RoBERTa or ModernBERT export",
-    _TEXT_CLASSES,
+    CLASSIFIERS,
 )
 _WRITES = Refusal(
     "it writes text with a decoder, and transformers gives its encoder no class of its own",

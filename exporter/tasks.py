@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnxpress.exporter.labels import has_entailment, label_names
+from onnxpress.exporter.labels import CLASSIFIERS, has_entailment, label_names
 from onnxpress.exporter.source import Source, read_json
 from onnxpress.runtime.errors import InvalidInputError, UnsupportedModelError
 from onnxpress.runtime.tasks import TASKS
@@ -23,8 +23,6 @@ _ALIASES = {
     "extractive-qa": "question-answering",
     "masked-lm": "fill-mask",
 }
-# Tasks of one head: which of them it is, its architecture does not say.
-_CLASSIFIERS = ("text-classification", "zero-shot-classification", "text-ranking")
 _SUFFIXES = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
@@ -77,7 +75,7 @@ def model_class(task: str, source: Source) -> Any:
     model_type = source.config.get("model_type")
     if task == "feature-extraction" and model_type in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:
         return transformers.AutoModelForTextEncoding  # of an encoder-decoder such as T5, the encoder alone
-    head = "text-classification" if task in _CLASSIFIERS else task
+    head = "text-classification" if task in CLASSIFIERS else task
     return TasksManager.get_model_class_for_task(head, model_type=model_type)
 
 

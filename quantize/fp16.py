@@ -24,12 +24,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxconverter_common import float16
 
 from onnxpress.quantize.graphs import PassReport, count_ops, load_graph, name_nodes, save_graph
-from onnxpress.quantize.probing import open_probe
+from onnxpress.quantize.probing import MASK_FILL, open_probe
 
 HALF_MAX = 65504.0
 """The largest finite float16 (IEEE 754 binary16)."""
-_MASK_FILL = 1e30  # larger values only ever say "minus infinity" to a softmax
-_FILL_IN_HALF = 1e4  # what stands for them in float16: exp(-1e4) is 0, and adding scores to it does not overflow
+_FILL_IN_HALF = 1e4  # stands for `MASK_FILL` in float16: exp(-1e4) is 0, and adding scores to it does not overflow
 
 # Sums over many tokens or features: cheap, and float16 drops the small terms.
 _SUMS = ("ReduceSum", "ReduceMean", "ReduceL2", "ReduceSumSquare", "CumSum", "Pow")
@@ -101,17 +100,8 @@ def convert_fp16(source: Path, target: Path, feeds: Iterable[Feeds], config: Fp1
     )
 
 
-def find_overflows(source: Path, feeds: Iterable[Feeds], limit: float) -> dict[str, float]:
-    """Nodes that read or write a magnitude beyond `limit`, and the largest one seen, in graph order.
-
-    Values at 1e30 and beyond are masks and do not count.
-    """
-    model = load_graph(source)
-    name_nodes(model)
-    return _beyond(model, _peaks(model, open_probe(source, as_written=True), feeds), limit)
-
-
 def _beyond(model: onnx.ModelProto, peaks: Mapping[str, float], limit: float) -> dict[str, float]:
+    """Nodes that read or write a magnitude beyond `limit`, and the largest one seen, in graph order."""
     found = {}
     for node in model.graph.node:
         values = [peaks[name] for name in (*node.input, *node.output) if name in peaks]
@@ -183,7 +173,7 @@ def _peaks(model: onnx.ModelProto, session: onnxruntime.InferenceSession, feeds:
 
 def _peak(values: npt.NDArray[np.float32]) -> float:
     magnitudes = np.abs(values)
-    return float(np.max(magnitudes, initial=0.0, where=magnitudes < _MASK_FILL))
+    return float(np.max(magnitudes, initial=0.0, where=magnitudes < MASK_FILL))
 
 
 def _set_half_io(model: onnx.ModelProto, config: Fp16Config) -> set[str]:

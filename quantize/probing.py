@@ -14,6 +14,8 @@ import onnxruntime
 from onnxpress.quantize.graphs import needed_nodes, replace_messages
 
 Array = npt.NDArray[Any]
+MASK_FILL = 1e30
+"""Values from here on only ever say "minus infinity" to a softmax."""
 _FLOATS = ("tensor(float)", "tensor(float16)")  # numpy has no bfloat16
 
 

@@ -35,7 +35,8 @@ _DOT_PRODUCTS = {
 _LEAST_CAPABILITY = {"fp16": (5, 3), "bf16": (8, 0)}
 """CUDA compute capability from which a GPU computes in a type (CUDA C++ Programming Guide, "Arithmetic
 Instructions")."""
-_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
+HALF_TYPES: dict[str, Literal["float16", "bfloat16"]] = {"fp16": "float16", "bf16": "bfloat16"}
+"""Precisions of half the size of float32, and the names of their types."""
 
 VARIANTS = "variants by default"
 ACCURACY_LEVEL = "accuracy level of products with weights in blocks"
@@ -178,7 +179,7 @@ def _against(hardware: Hardware, precision: str) -> str | None:
         least, capability = _LEAST_CAPABILITY.get(precision), hardware.capability
         if least is None or capability is None or tuple(map(int, capability.split("."))) >= least:
             return None
-        needs = f"{_TYPES[precision]} needs {'.'.join(map(str, least))}"
+        needs = f"{HALF_TYPES[precision]} needs {'.'.join(map(str, least))}"
         return f"the GPU here has compute capability {capability}, and {needs}"
     unpacked = ("int8", "int4") if is_x86(hardware.machine) else ("int8",)
     if hardware.is_decoder and precision in unpacked and accuracy_level(hardware.machine) == 1:
