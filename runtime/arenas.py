@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from onnxpress.runtime.errors import InvalidInputError
 from onnxpress.runtime.malloc import give_back_free_memory, keep_large_blocks_out_of_heaps
+from onnxpress.runtime.processes import HomeProcess
 from onnxpress.runtime.settings import Arena
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class IdleTimer:
     def __init__(self, seconds: float, function: Callable[[], None]) -> None:
         self._seconds = seconds
         self._function = function
+        self._home = HomeProcess()
         self._changed = threading.Condition()
         self._last = 0.0
         self._thread: threading.Thread | None = None
@@ -109,10 +111,16 @@ class IdleTimer:
             self._last = time.monotonic()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._wait, name="onnxpress-idle", daemon=True)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError:  # the system has no more of them now; a later touch asks again
+                    self._thread = None
 
     def stop(self) -> None:
-        """End the thread; without a call, unless that has begun. A later touch starts another."""
+        """End the thread; without a call, unless that has begun. A later touch starts another. In a fork, nothing: the
+        lock may be held there for ever."""
+        if not self._home.is_this:
+            return
         with self._changed:
             thread, self._thread = self._thread, None
             self._changed.notify_all()

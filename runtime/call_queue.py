@@ -17,7 +17,7 @@ from typing import NoReturn
 from onnxpress.runtime.batching import choose_batch, tokens_per_batch
 from onnxpress.runtime.call_report import BatchReport
 from onnxpress.runtime.encoder import Encoder
-from onnxpress.runtime.errors import ClosedError, InvalidInputError, QueueFullError
+from onnxpress.runtime.errors import ClosedError, InvalidInputError, OnnxpressError, QueueFullError
 from onnxpress.runtime.pool import Lease
 from onnxpress.runtime.queue_counts import Counter, QueueCounts
 from onnxpress.runtime.queued_calls import Batch, Call, Item, late_error, outputs_of, wake_all
@@ -58,6 +58,7 @@ class CallQueue:
         self._slots = encoder.graph.workers
         self._free = self._slots  # runs that may begin
         self._running = 0  # slots of the runs that have begun
+        self._starting = 0  # slots for workers that have not begun
         self._lease = Lease(self._slots)
         self._items: dict[Item, None] = {}  # that wait, oldest first
         self._crowded = False  # another call was there when the last one came
@@ -127,32 +128,26 @@ class CallQueue:
             ClosedError, ForkError: as of `check`.
         """
         self._lease.home.check()
-        items = call.items
-        batch = None
-        with self._lock:
-            self.check()
-            if call.deadline is not None and call.deadline <= time.monotonic():
-                self._counter.expired += 1
-                raise late_error()
-            waiting = len(self._items)
-            idle = self._free == self._slots and not waiting
-            self._crowded = not idle
-            if here and self._free and not waiting and not self._max_wait and self._is_one_batch(items):
-                batch = self._take_slots(items)
-                starting = 0
+        batch, starting = None, 0
+        try:
+            with self._lock:
+                batch, starting = self._take(call, here)
+            if batch is None:
+                self._submit(starting)
             else:
-                if waiting and waiting + len(items) > self._most_waiting:
-                    self._refuse(f"{waiting} sequences are waiting and {self._most_waiting} may")
-                self._items.update(dict.fromkeys(items))
-                if self._max_wait:
-                    self._changed.notify_all()
-                starting = self._start_workers()
-            self._counter.calls += 1
-        if batch is not None:
-            self._run_here(batch)
-            return True
-        self._submit(starting)
-        return False
+                self._finish(batch, self._outputs(batch))
+        except OnnxpressError:  # it was not taken
+            raise
+        # Ctrl-C, say, which may come between any two of these: whoever waits must not wait for ever.
+        except BaseException:
+            if batch is None:
+                self.give_up(call)
+                self._submit(starting)  # some may have been before
+            raise
+        finally:
+            if batch is not None:
+                self._end_here(batch.slots)
+        return batch is not None
 
     def give_up(self, call: Call) -> bool:
         """Nobody waits for a call any more: what of it waits leaves the queue. False when it is done already."""
@@ -180,14 +175,17 @@ class CallQueue:
         """
         if not self._lease.home.is_this:
             return True
-        with self._changed:
-            self._closing = True
-            calls = [] if drain else list(dict.fromkeys(item.call for item in self._items))
-            for call in calls:
-                self._drop(call)
-                call.error = ClosedError("the runner was closed while the call waited")
-            self._changed.notify_all()  # workers that wait for more to come
-        wake_all(calls)
+        calls: list[Call] = []
+        try:
+            with self._changed:
+                self._closing = True
+                calls += [] if drain else dict.fromkeys(item.call for item in self._items)
+                for call in calls:
+                    self._drop(call)
+                    call.error = ClosedError("the runner was closed while the call waited")
+                self._changed.notify_all()  # workers that wait for more to come
+        finally:
+            wake_all(calls)
         with self._changed:
             done = self._changed.wait_for(lambda: self._free == self._slots and not self._items, timeout)
         if done:
@@ -195,6 +193,26 @@ class CallQueue:
         return done
 
     # Whoever calls these holds the lock.
+
+    def _take(self, call: Call, here: bool) -> tuple[Batch | None, int]:
+        """A batch to run here and now; or none, and how many workers are to start."""
+        self.check()
+        if call.deadline is not None and call.deadline <= time.monotonic():
+            self._counter.expired += 1
+            raise late_error()
+        items, waiting = call.items, len(self._items)
+        idle = self._free == self._slots and not waiting
+        self._crowded = not idle
+        if here and self._free and not waiting and not self._max_wait and self._is_one_batch(items):
+            self._counter.calls += 1
+            return self._take_slots(items), 0
+        if waiting and waiting + len(items) > self._most_waiting:
+            self._refuse(f"{waiting} sequences are waiting and {self._most_waiting} may")
+        self._counter.calls += 1
+        self._items.update(dict.fromkeys(items))
+        if self._max_wait:
+            self._changed.notify_all()
+        return None, self._start_workers()
 
     def _refuse(self, why: str) -> NoReturn:
         self._counter.refused += 1
@@ -206,14 +224,16 @@ class CallQueue:
     def _take_slots(self, items: list[Item]) -> Batch:
         """A batch may have all threads if nothing else needs them."""
         slots = self._slots if self._free == self._slots and not self._crowded and not self._items else 1
+        batch = Batch(items, slots, alone=slots == self._slots)
         self._free -= slots
         self._running += slots
-        return Batch(items, slots, alone=slots == self._slots)
+        return batch
 
     def _start_workers(self) -> int:
         """As many as may have something to do."""
         count = min(self._free, len(self._items))
         self._free -= count
+        self._starting += count
         return count
 
     def _give_back(self, slots: int) -> None:
@@ -258,10 +278,17 @@ class CallQueue:
 
     def _submit(self, workers: int) -> None:
         for _ in range(workers):
-            self._lease.submit(self._work)
+            try:
+                self._lease.submit(self._work)
+            except RuntimeError:  # the system gives no thread, so this one works
+                self._work()
 
     def _work(self) -> None:
-        """A worker: batch after batch while there are any. It begins with a slot."""
+        """A worker: batch after batch while there are any. It begins with a slot, if there is one for it."""
+        with self._lock:
+            if not self._starting:
+                return
+            self._starting -= 1
         slots = 1
         while (batch := self._next(slots)) is not None:
             self._finish(batch, self._outputs(batch))
@@ -301,22 +328,15 @@ class CallQueue:
         self._submit(starting)
         return batch
 
-    def _run_here(self, batch: Batch) -> None:
-        """In the thread of the call."""
-        try:
-            results = self._outputs(batch)
-        # Ctrl-C, say: whoever waits must not wait for ever.
-        except BaseException:
-            self._end_here(batch.slots)
-            raise
-        self._finish(batch, results)
-        self._end_here(batch.slots)
-
     def _end_here(self, slots: int) -> None:
-        with self._lock:
-            self._give_back(slots)
-            starting = self._start_workers()
-        self._submit(starting)
+        """A batch has been run in the thread of its call."""
+        starting = 0
+        try:
+            with self._lock:
+                self._give_back(slots)
+                starting = self._start_workers()
+        finally:
+            self._submit(starting)
 
     def _outputs(self, batch: Batch) -> list[Row | Exception]:
         """What each sequence of a batch became, counted and reported."""

@@ -52,17 +52,30 @@ class _Pool:
             return self._ending
 
     def put(self, job: Job) -> bool:
-        """Have a job run. False when it is ending and takes no more."""
+        """Have a job run. False when it is ending and takes no more.
+
+        Raises:
+            RuntimeError: there is no thread to run it, and the system gives none; it is not taken.
+        """
         with self._lock:
             if self._ending:
                 return False
             self._jobs.put(job)
             if not self._idle.acquire(blocking=False) and len(self._threads) < max(self._sizes.values(), default=1):
                 name = f"onnxpress-{len(self._threads)}"
-                thread = threading.Thread(target=self._serve, name=name, daemon=True)
-                self._threads.append(thread)
-                thread.start()
+                self._start(threading.Thread(target=self._serve, name=name, daemon=True))
             return True
+
+    def _start(self, thread: threading.Thread) -> None:
+        """One more for the job that came last; the lock is held. Without it those that are there run the job later."""
+        self._threads.append(thread)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._threads.remove(thread)
+            if not self._threads:
+                self._jobs.get_nowait()
+                raise
 
     @property
     def has_waiting(self) -> bool:
@@ -123,6 +136,7 @@ class Lease:
 
         Raises:
             ForkError: called in another process than the one it was made in.
+            RuntimeError: the system gives no thread, and there is none; the job is not taken.
         """
         self.home.check()
         with self._lock:
@@ -130,8 +144,14 @@ class Lease:
                 self._waiting.append(job)
                 return
             self._running += 1
-            pool = self._pool or self._enter()
-            pool.put(functools.partial(self._run, pool, job))  # takes it: it does not end while this lease is in it
+            try:
+                pool = self._pool or self._enter()
+                pool.put(functools.partial(self._run, pool, job))  # takes it, and does not end while this lease is in
+            # No thread; or Ctrl-C, where the job may have been put: then one too many may run, which is better than one
+            # too few for ever.
+            except BaseException:
+                self._running -= 1
+                raise
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`function` of every item, run side by side, results in the order of `items`. The first exception is raised,
@@ -150,9 +170,9 @@ class Lease:
 
             return run
 
-        for future, item in zip(futures, items, strict=True):
-            self.submit(job(future, item))
         try:
+            for future, item in zip(futures, items, strict=True):
+                self.submit(job(future, item))
             return [future.result() for future in futures]
         finally:
             for future in futures:

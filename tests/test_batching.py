@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxpress.runtime import pool
 from onnxpress.runtime.batching import TOKENS_PER_BATCH, SideBySide, plan_batches, tokens_per_batch
 from onnxpress.runtime.errors import ForkError, OnnxpressError
+from tests.waiting import no_thread
 
 LENGTHS = st.lists(st.integers(1, 600), max_size=80)
 
@@ -119,6 +121,17 @@ assert threading.enumerate() == [threading.main_thread()]
 """
     # By itself: models of other tests hold the same threads.
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_thread_that_the_system_does_not_give_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_process", pool._Process())
+    lease = pool.Lease(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError, match="new thread"):
+            lease.map(str, [1])
+    assert lease.map(str, [2, 3]) == ["2", "3"]
+    lease.close()
 
 
 def test_many_callers_share_the_workers() -> None:

@@ -36,7 +36,7 @@ from onnxpress.runtime.runner import BatchingRunner
 from onnxpress.runtime.tasks import Embedder
 from onnxpress.runtime.tokenizer import Tokenizer
 from tests.gated_graph import SECONDS, WORDS, GatedGraph, graph, make_model, new_runner, vector
-from tests.waiting import until
+from tests.waiting import no_thread, until
 
 __all__ = ["graph", "new_runner"]  # fixtures
 
@@ -411,6 +411,74 @@ def test_an_error_of_a_run_reaches_only_the_call_that_causes_it(
     with pytest.raises(ValueError, match="token 13"):
         asyncio.run(_first(runner.asynchronous.embed("w13")))
     np.testing.assert_array_equal(runner.embed("w1"), [[1, 1]])
+
+
+class CtrlC:
+    """A lock that the main thread has given back so many times when Ctrl-C comes."""
+
+    def __init__(self, lock: Any, after: int) -> None:
+        self.lock, self.left = lock, after
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+        if threading.current_thread() is threading.main_thread():
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("max_wait", [0, 0.001], ids=["run here", "run by a worker"])
+def test_ctrl_c_as_a_lock_is_given_back_hurts_nobody(
+    new_runner: Callable[..., BatchingRunner], max_wait: float
+) -> None:
+    runner = new_runner(max_wait_seconds=max_wait)
+    queue: Any = runner._serving
+    interrupted = 0
+    for after in range(1, 8):
+        lock, queue._lock = queue._lock, CtrlC(queue._lock, after)
+        try:
+            runner.embed("w1")
+        except KeyboardInterrupt:
+            interrupted += 1
+        queue._lock = lock
+        until(lambda: queue._free == queue._slots)
+        np.testing.assert_array_equal(runner.embed("w2"), [[2, 1]])
+    assert interrupted == (2 if max_wait else 5)
+
+
+def test_ctrl_c_while_it_closes_leaves_nobody_waiting(
+    new_runner: Callable[..., BatchingRunner], graph: GatedGraph
+) -> None:
+    runner, threads = new_runner(), Threads()
+    keep_busy(runner, graph, threads)
+    threads.start(runner.embed, "w2")
+    until(lambda: counts(runner).waiting == 1)
+    queue: Any = runner._serving
+    changed, queue._changed = queue._changed, CtrlC(queue._lock, 1)
+    queue._changed.notify_all = changed.notify_all
+    with pytest.raises(KeyboardInterrupt):
+        runner.close(drain=False)
+    queue._changed = changed
+    threads.threads[1].join(SECONDS)
+    assert isinstance(threads.results[1], ClosedError)
+    graph.open.set()
+    threads.join()
+
+
+def test_where_there_are_no_more_threads_the_callers_own_works(
+    new_runner: Callable[..., BatchingRunner], graph: GatedGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_process", pool._Process())
+    runner = new_runner()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        assert asyncio.run(_first(runner.asynchronous.embed("w1"))).tolist() == [[1, 1]]
+    assert asyncio.run(_first(runner.asynchronous.embed("w2"))).tolist() == [[2, 1]]
+    own = threading.current_thread().name
+    assert [name == own for *_, name in graph.runs] == [True, False]
 
 
 # The end

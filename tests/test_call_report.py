@@ -88,9 +88,11 @@ def test_waiting_and_running_are_told_apart(new_runner: Callable[..., BatchingRu
     runner = new_runner()
     graph.hold()
     runs, waits = CallReport(), CallReport()
+    before = time.monotonic()
     threads = [threading.Thread(target=runner.within(SECONDS, runs).embed, args=("w1",))]
     threads[0].start()
     graph.wait_until_begun()  # on all workers
+    at_most = time.monotonic() - before
     threads.append(threading.Thread(target=runner.within(SECONDS, waits).embed, args=("w2",)))
     threads[1].start()
     until(lambda: counts(runner).waiting == 1)
@@ -100,7 +102,7 @@ def test_waiting_and_running_are_told_apart(new_runner: Callable[..., BatchingRu
         thread.join(SECONDS)
     assert runs.run_seconds >= HELD
     assert waits.wait_seconds >= HELD
-    assert runs.wait_seconds < runs.run_seconds
+    assert runs.wait_seconds <= at_most
 
 
 def counts(runner: BatchingRunner) -> QueueCounts:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,14 @@ from onnxpress.runtime.generation.perplexity import Window, log_probabilities_of
 from onnxpress.runtime.generation.preparing import Prepared
 from onnxpress.runtime.generation.replay import Replay
 from onnxpress.runtime.generation.requests import Delta, Generation, Request
+from onnxpress.runtime.generation.rows import Rows
 from onnxpress.runtime.generation.scheduler import Scheduler
 from onnxpress.runtime.generation.streams import AsyncStream, Stream
 from onnxpress.runtime.manifest import GenerationSettings, SessionSettings
 from onnxpress.runtime.session import make_session
 from onnxpress.runtime.settings import ServingSettings
 from tests.decoder_graph import TinyDecoder
+from tests.waiting import LONGEST, no_thread, until
 
 TINY = TinyDecoder()
 END = 3  # ends an answer in these tests
@@ -88,6 +91,18 @@ class Greedy:
         second, best = np.sort(logits)[-2:]
         self.margins.append(float(best - second) / float(np.abs(logits).max()))
         return Chosen(int(logits.argmax()))
+
+
+class Held(Greedy):
+    """Chooses once it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go = threading.Event()
+
+    def next(self, logits: npt.NDArray[np.float32]) -> Chosen:
+        assert self.may_go.wait(LONGEST)
+        return super().next(logits)
 
 
 class Numbers:
@@ -556,8 +571,8 @@ def test_random_requests_are_all_answered_and_leave_nothing_behind(
     for _ in given:  # each was told once
         assert ends.acquire(timeout=5)
     assert not ends.acquire(blocking=False)
+    until(lambda: (engine.state.waiting, engine.state.running) == (0, 0))
     state = engine.state
-    assert (state.waiting, state.running) == (0, 0)
     assert state.cache_bytes <= engine._cache.limit_bytes
     assert state.cache_bytes <= max(sizes) * 2
     assert state.counts.reused_tokens > 0
@@ -575,7 +590,7 @@ def test_the_cache_is_not_allocated_anew_while_requests_come_and_go(new_engine: 
 
 def test_cancelling_frees_the_row_at_once(new_engine: Callable[..., Engine]) -> None:
     engine = new_engine(most_rows=1)
-    long = engine.submit(request([5, 6, 7], 200, chooser=Greedy(delay=0.005), text=Numbers(end=None)))
+    long = engine.submit(request([5, 6, 7], 200, chooser=Greedy(delay=0.05), text=Numbers(end=None)))
     waiting = engine.submit(request([8, 9], 3))
     unlucky = engine.submit(request([8, 9], 3))
     engine.cancel(unlucky)
@@ -590,14 +605,22 @@ def test_cancelling_frees_the_row_at_once(new_engine: Callable[..., Engine]) -> 
     engine.cancel(waiting)  # done already: nothing happens
 
 
-def test_a_deadline_ends_a_request_with_what_it_has(new_engine: Callable[..., Engine]) -> None:
+def test_a_deadline_ends_a_request_with_what_it_has(
+    new_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = new_engine(most_rows=1)
-    slow = Greedy(delay=0.01)
-    late = engine.submit(
-        request([5, 6], 250, chooser=slow, text=Numbers(end=None), deadline=time.monotonic() + 0.15)
-    ).result(10)
+    now = 0.0
+
+    class Slow(Greedy):
+        def next(self, logits: npt.NDArray[np.float32]) -> Chosen:
+            nonlocal now
+            now += 1
+            return super().next(logits)
+
+    monkeypatch.setattr("onnxpress.runtime.generation.scheduler.time", SimpleNamespace(monotonic=lambda: now))
+    late = engine.submit(request([5, 6], 250, chooser=Slow(), text=Numbers(end=None), deadline=4.5)).result(10)
     assert late.finish_reason == "timeout"
-    assert 0 < len(late.token_ids) < 250
+    assert len(late.token_ids) == 5
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -648,7 +671,7 @@ def test_a_request_that_fails_hurts_no_other(new_engine: Callable[..., Engine], 
     with pytest.raises(ValueError, match=r"broken|allows no token"):
         bad.result(10)
     assert [list(each.result(10).token_ids) for each in good] == [alone(prompt, 10) for prompt in prompts(3)]
-    assert engine.state.running == 0
+    until(lambda: engine.state.running == 0)
 
 
 def test_an_error_of_the_scheduler_reaches_all_callers_and_the_engine_goes_on(
@@ -661,6 +684,31 @@ def test_an_error_of_the_scheduler_reaches_all_callers_and_the_engine_goes_on(
             with pytest.raises(ZeroDivisionError):
                 each.result(10)
     assert list(engine.submit(request([5, 6], 3)).result(10).token_ids) == alone([5, 6], 3)
+
+
+def test_an_error_while_a_request_is_admitted_reaches_it(
+    new_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine()
+    with monkeypatch.context() as patch:
+        patch.setattr(Rows, "reserve", lambda *_: 1 / 0)
+        for each in [engine.submit(request([5, 6], 3)) for _ in range(3)]:
+            with pytest.raises(ZeroDivisionError):
+                each.result(10)
+    assert list(engine.submit(request([5, 6], 3)).result(10).token_ids) == alone([5, 6], 3)
+
+
+def test_a_thread_that_the_system_does_not_give_is_asked_for_again(
+    new_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine()
+    refused = request([5, 6], 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError, match="new thread"):
+            engine.submit(refused)
+    assert list(engine.submit(request([5, 6], 3)).result(10).token_ids) == alone([5, 6], 3)
+    assert not refused.done
 
 
 @pytest.mark.parametrize(
@@ -697,10 +745,8 @@ def test_a_request_that_can_never_fit_fails_and_those_behind_it_are_served(new_e
 
 def test_a_full_queue_is_refused(new_engine: Callable[..., Engine]) -> None:
     engine = new_engine(most_rows=1)
-    running = engine.submit(request([5], 200, chooser=Greedy(delay=0.005), text=Numbers(end=None)))
-    deadline = time.monotonic() + 10
-    while not engine.state.running and time.monotonic() < deadline:
-        time.sleep(0.001)
+    running = engine.submit(request([5], 200, chooser=Greedy(delay=0.05), text=Numbers(end=None)))
+    until(lambda: engine.state.running)
     for _ in range(2):
         engine.submit(request([6], 1))
     with pytest.raises(QueueFullError, match="2 requests are waiting"):
@@ -726,7 +772,7 @@ def test_the_thread_ends_when_nothing_is_to_be_done_and_starts_again(
 def test_closing_cancels_what_runs_and_waits_and_a_later_request_starts_anew(new_engine: Callable[..., Engine]) -> None:
     engine = new_engine(most_rows=1)
     engine.close()  # nothing was started
-    both = [engine.submit(request([5, 6], 200, chooser=Greedy(delay=0.005), text=Numbers(end=None))) for _ in range(2)]
+    both = [engine.submit(request([5, 6], 200, chooser=Greedy(delay=0.05), text=Numbers(end=None))) for _ in range(2)]
     engine.close()
     assert [each.result(0).finish_reason for each in both] == ["cancelled", "cancelled"]
     assert engine.state.cache_bytes == 0
@@ -737,19 +783,21 @@ def test_closing_does_not_wait_for_a_request_that_comes_meanwhile(
     new_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = new_engine(most_rows=1)
-    running = engine.submit(request([5, 6], 200, chooser=Greedy(delay=0.005), text=Numbers(end=None)))
+    running = engine.submit(request([5, 6], 200, chooser=Greedy(delay=0.05), text=Numbers(end=None)))
     late: list[Request] = []
+    held = Held()
     clear = engine._scheduler.clear
 
     def while_it_closes() -> None:
         if not late:
-            late.append(engine.submit(request([5, 6], 20, chooser=Greedy(delay=0.02), text=Numbers(end=None))))
+            late.append(engine.submit(request([5, 6], 20, chooser=held, text=Numbers(end=None))))
         clear()
 
     monkeypatch.setattr(engine._scheduler, "clear", while_it_closes)
     engine.close()
     assert running.result(0).finish_reason == "cancelled"
     assert not late[0].done
+    held.may_go.set()
     assert list(late[0].result(10).token_ids) == alone([5, 6], 20, end=None)
 
 
@@ -798,7 +846,7 @@ def test_a_stream_gives_tokens_in_order_and_then_the_answer(new_engine: Callable
 
 def test_leaving_a_stream_cancels_its_request(new_engine: Callable[..., Engine]) -> None:
     engine = new_engine()
-    slow = made([5, 6], 200, chooser=Greedy(delay=0.005), text=Numbers(end=None))
+    slow = made([5, 6], 200, chooser=Greedy(delay=0.05), text=Numbers(end=None))
     with Stream(engine, slow) as stream:
         next(stream)
     assert stream.result().finish_reason == "cancelled"
@@ -808,7 +856,7 @@ def test_dropping_a_stream_cancels_its_request(new_engine: Callable[..., Engine]
     engine = new_engine()
 
     def slow() -> Prepared:
-        return made([5, 6], 200, chooser=Greedy(delay=0.005), text=Numbers(end=None))
+        return made([5, 6], 200, chooser=Greedy(delay=0.05), text=Numbers(end=None))
 
     stream = Stream(engine, slow())
     next(stream)
@@ -853,9 +901,9 @@ def test_event_loops_stream_many_answers_at_once_and_cancel_them(new_engine: Cal
         return answer
 
     async def cut_off() -> Request:
-        stream = AsyncStream(engine, made([5, 6], 200, chooser=Greedy(delay=0.005), text=Numbers(end=None)))
+        stream = AsyncStream(engine, made([5, 6], 200, chooser=Greedy(delay=0.05), text=Numbers(end=None)))
         task = asyncio.ensure_future(stream.result())
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -874,7 +922,7 @@ def test_a_loop_that_ends_early_cancels_its_requests(new_engine: Callable[..., E
     engine = new_engine()
 
     async def leave() -> Request:
-        slow = made([5, 6], 200, chooser=Greedy(delay=0.005), text=Numbers(end=None))
+        slow = made([5, 6], 200, chooser=Greedy(delay=0.05), text=Numbers(end=None))
         return AsyncStream(engine, slow).request
 
     assert asyncio.run(leave()).result(10).finish_reason == "cancelled"

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ from onnxpress.runtime.generation.generator import Generator
 from onnxpress.runtime.generation.requests import Delta, Generation
 from onnxpress.runtime.runner import BatchingRunner
 from tests.tiny_generator import make_bundle, opening
-from tests.waiting import until
+from tests.waiting import LONGEST, until
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def slow(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> threading.Eve
     advance = generator.engine._scheduler.advance
 
     def held() -> None:
-        may_go.wait(10)
+        may_go.wait(LONGEST)
         advance()
 
     monkeypatch.setattr(generator.engine._scheduler, "advance", held)
@@ -144,8 +145,7 @@ def test_leaving_streams_gives_their_rows_back(generator: Generator) -> None:
 
     with BatchingRunner(generator) as runner:
         asyncio.run(ask(runner))
-        while runner.state.running + runner.state.waiting:
-            pass
+        until(lambda: not runner.state.running + runner.state.waiting)
         assert isinstance(runner.state, EngineState)
         assert runner.state.taken_rows == 0
 
@@ -188,10 +188,11 @@ def test_a_call_has_so_many_tokens_at_most(generator: Generator) -> None:
 
 def test_an_answer_that_is_late_is_an_error(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     with BatchingRunner(generator) as runner:
-        may_go = slow(generator, monkeypatch)
-        threading.Timer(0.1, may_go.set).start()
-        with pytest.raises(DeadlineExceededError, match=r"0\.05 seconds"):
-            runner.within(0.05).generate("one", temperature=0)
+        advance = generator.engine._scheduler.advance
+        with monkeypatch.context() as patch:
+            patch.setattr(generator.engine._scheduler, "advance", lambda: (time.sleep(0.06), advance()))
+            with pytest.raises(DeadlineExceededError, match=r"0\.05 seconds"):
+                runner.within(0.05).generate("one", temperature=0)
         with pytest.raises(DeadlineExceededError):
             asyncio.run(runner.asynchronous.within(1e-6).generate("one", temperature=0))
         with pytest.raises(DeadlineExceededError):
@@ -247,9 +248,24 @@ def test_closing_waits_or_cancels(generator: Generator, monkeypatch: pytest.Monk
     with pytest.raises(ClosedError):
         runner.generate("two")
     may_go.set()
-    assert runner.close(timeout=10)
+    assert runner.close(timeout=LONGEST)
     thread.join()
     assert reasons == ["length"]
+
+
+def test_ctrl_c_as_a_call_begins_is_the_end_of_it(generator: Generator) -> None:
+    class CtrlC(threading.Condition):
+        def __exit__(self, *error: Any) -> None:
+            super().__exit__(*error)
+            calls._changed = threading.Condition()
+            raise KeyboardInterrupt
+
+    runner = BatchingRunner(generator)
+    calls: Any = runner._serving
+    calls._changed = CtrlC()
+    with pytest.raises(KeyboardInterrupt):
+        runner.generate("one")
+    assert runner.close(timeout=LONGEST)
 
 
 @pytest.mark.parametrize("prompts", ["two", None])
@@ -280,7 +296,7 @@ def test_closing_ends_what_was_asked_through_it(generator: Generator, monkeypatc
     until(lambda: runner.state.running + runner.state.waiting == 3)
     assert not runner.close(drain=False, timeout=0)
     may_go.set()
-    assert runner.close(timeout=10)
+    assert runner.close(timeout=LONGEST)
     for thread in threads:
         thread.join()
     assert reasons == {"runner": "cancelled", "other": "length", "model": "length"}

@@ -24,8 +24,10 @@ from onnxpress.runtime.errors import (
 from onnxpress.runtime.guards import Decision, Guards, GuardSettings, classifying
 from onnxpress.runtime.guards.calling import CallingGuard
 from onnxpress.runtime.guards.classifying import ClassifyingGuard
+from onnxpress.runtime.guards.loop_thread import LoopThread
 from onnxpress.runtime.guards.normalising import forms, sentences
 from tests.guard_texts import FILLER, LABELS, to_pass, to_stop
+from tests.waiting import no_thread
 
 THRESHOLDS = dict.fromkeys(LABELS[1:], 0.85)
 
@@ -480,3 +482,16 @@ def test_a_slow_check_does_not_hold_up_the_loop() -> None:
 
     assert asyncio.run(main()) < 25
     guards.close()
+
+
+def test_a_thread_that_the_system_does_not_give_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer() -> int:
+        return 3
+
+    loop = LoopThread()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError, match="new thread"):
+            loop.run(answer())
+    assert loop.run(answer()) == 3
+    loop.close()

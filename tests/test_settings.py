@@ -26,6 +26,7 @@ from onnxpress.runtime.session import make_session, runner
 from onnxpress.runtime.settings import PRESETS, Arena, ServingSettings, settings_of
 from onnxpress.runtime.tuned import Tuned, _path, forget_tuned, keep_tuned, read_tuned
 from tests.decoder_graph import TinyDecoder
+from tests.waiting import no_thread
 
 TEXTS = ["a short one", "the order was sent to the old address and came back", "", "again " * 40, "x y z"] * 6
 WAIT = 30.0  # seconds until a test gives up
@@ -303,3 +304,26 @@ def test_a_broken_file_is_ignored_with_a_warning(
         assert model.encoder.graph.settings == ServingSettings()
     finally:
         path.unlink()
+
+
+def test_the_timer_does_without_a_thread_that_the_system_does_not_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = threading.Event()
+    timer = IdleTimer(0.02, called.set)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        timer.touch()
+        timer.stop()
+    timer.touch()
+    assert called.wait(WAIT)
+    timer.stop()
+
+
+def test_a_fork_does_not_wait_for_the_timers_lock_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = IdleTimer(1000, lambda: None)
+    another = os.getpid() + 1
+    with timer._changed, monkeypatch.context() as patch:
+        patch.setattr("onnxpress.runtime.processes.os.getpid", lambda: another)
+        thread = threading.Thread(target=timer.stop, daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -15,3 +16,8 @@ def until(happened: Callable[[], object]) -> None:
     while not happened():
         assert time.monotonic() < end, "this never came"
         time.sleep(0.005)
+
+
+def no_thread(thread: threading.Thread) -> None:
+    """`Thread.start` where the system gives no more threads."""
+    raise RuntimeError("can't start new thread")

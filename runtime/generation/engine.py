@@ -126,6 +126,7 @@ class Engine:
         Raises:
             QueueFullError: too many are waiting.
             ForkError: this is not the process the model was loaded in.
+            RuntimeError: the system gives no thread.
         """
         self.home.check()
         with self._changed:
@@ -135,7 +136,11 @@ class Engine:
                     f"{waiting} requests are waiting, which is the limit; try again later, or ask for less at once"
                 )
             self._new.append(request)
-            self._wake()
+            try:
+                self._wake()
+            except RuntimeError:
+                self._new.remove(request)
+                raise
         return request
 
     def cancel(self, request: Request) -> None:
@@ -166,7 +171,11 @@ class Engine:
         """Make the thread look; the lock is held."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="onnxpress-generation", daemon=True)
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError:  # the system has no more of them now; a later request asks again
+                self._thread = None
+                raise
         else:
             self._changed.notify()
 

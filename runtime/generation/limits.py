@@ -93,15 +93,17 @@ class GeneratorCalls:
             ClosedError: the runner was closed.
         """
         self.generator.engine.home.check()
-        with self._changed:
-            if self._closing:
-                raise ClosedError("this runner is closed; make a new BatchingRunner over the model")
-            self._inside += 1
+        inside = 0
         try:
-            yield self.generator
-        finally:
             with self._changed:
-                self._inside -= 1
+                if self._closing:
+                    raise ClosedError("this runner is closed; make a new BatchingRunner over the model")
+                inside = 1
+                self._inside += inside
+            yield self.generator
+        finally:  # also of Ctrl-C when the lock has just been given back
+            with self._changed:
+                self._inside -= inside
                 self._changed.notify_all()
 
     def close(self, *, drain: bool, timeout: float | None = None) -> bool:

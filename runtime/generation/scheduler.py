@@ -148,16 +148,17 @@ class Scheduler:
             capacity = max([request.most_tokens, *(seat.request.most_tokens for seat in self._admitted)])
             if self._admitted and not self._cache.fits(rows, capacity):
                 return
-            self._waiting.popleft()
             try:
                 self._cache.require(capacity)
                 self._rows.reserve(rows, capacity, request.prompt)
             except CacheMemoryError as error:
+                self._waiting.popleft()
                 request.fail(error)
                 continue
             self.counts.prompt_tokens += len(request.prompt)
             request.admitted = time.monotonic()
             self._admitted.append(Seat(request))
+            self._waiting.popleft()  # the last: what is raised before ends all that wait, and this must be among them
 
     # Prompts
 
@@ -236,9 +237,9 @@ class Scheduler:
 
     def _leave(self, seat: Seat, keep: bool = True) -> None:
         """Free the row of a request that is done."""
-        self._admitted.remove(seat)
         if seat.row is not None:
             self._rows.free(seat.row, keep)
+        self._admitted.remove(seat)  # the last, for others may look: who does not run has no row
 
     # Decoding
 
@@ -276,7 +277,7 @@ class Scheduler:
         except Exception as error:  # noqa: BLE001
             self._fail([seat], error)
             return
-        # Counted before the token that may end the answer: who has it must find its steps counted.
+        # Before each choice, which may be the last: who has the answer must find its tokens counted.
         self.counts.steps += 1
         self.counts.drafted_tokens += len(draft)
         accepted = 0

@@ -29,6 +29,7 @@ class LoopThread:
         Raises:
             ForkError: this is a fork.
             ClosedError: it was closed.
+            RuntimeError: the system gives no thread.
         """
         try:
             loop = self._open()
@@ -61,9 +62,14 @@ class LoopThread:
             if self._closed:
                 raise ClosedError("these guards are closed; load them again")
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=_serve, args=(self._loop,), name="onnxpress-guards", daemon=True)
-                self._thread.start()
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=_serve, args=(loop,), name="onnxpress-guards", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    loop.close()
+                    raise
+                self._loop, self._thread = loop, thread
             return self._loop
 
 
