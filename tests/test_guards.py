@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from onnxpress.runtime.encoder import Encoder
 from onnxpress.runtime.errors import (
     BlockedError,
     ClosedError,
@@ -27,7 +28,7 @@ from onnxpress.runtime.guards.classifying import ClassifyingGuard
 from onnxpress.runtime.guards.loop_thread import LoopThread
 from onnxpress.runtime.guards.normalising import forms, sentences
 from tests.guard_texts import FILLER, LABELS, to_pass, to_stop
-from tests.waiting import no_thread
+from tests.waiting import LONGEST, no_thread
 
 THRESHOLDS = dict.fromkeys(LABELS[1:], 0.85)
 
@@ -312,13 +313,24 @@ def test_a_text_that_cannot_be_looked_at_is_refused(guard_bundle: Path) -> None:
     guards.close()
 
 
-def test_a_full_queue_is_told_as_it_is(guard_bundle: Path) -> None:
+def test_a_full_queue_is_told_as_it_is(guard_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = GuardSettings("harm", bundle=str(guard_bundle), thresholds=THRESHOLDS, on_failure="pass")
     guards = Guards.load([settings], threads=1, most_waiting=4)
+    full = threading.Event()
+    run_batch = Encoder.run_batch
+
+    def held(*arguments: Any, **options: Any) -> Any:
+        full.wait(LONGEST)
+        return run_batch(*arguments, **options)
+
+    monkeypatch.setattr(Encoder, "run_batch", held)
 
     async def many() -> list[BaseException | None]:
-        texts = [f"{text} {number}" for number, text in enumerate(FILLER)]
-        return await asyncio.gather(*(guards.check_async(text, "input") for text in texts * 4), return_exceptions=True)
+        calls = [asyncio.ensure_future(guards.check_async(f"a text {number}", "input")) for number in range(100)]
+        while not any(call.done() for call in calls):
+            await asyncio.sleep(0.005)
+        full.set()
+        return await asyncio.gather(*calls, return_exceptions=True)
 
     assert {type(outcome) for outcome in asyncio.run(many())} == {type(None), QueueFullError}
     guards.close()
