@@ -674,24 +674,15 @@ def test_a_request_that_fails_hurts_no_other(new_engine: Callable[..., Engine], 
     until(lambda: engine.state.running == 0)
 
 
+@pytest.mark.parametrize(
+    ("owner", "method"), [(Rows, "reserve"), (Scheduler, "_fill")], ids=["while they are admitted", "after that"]
+)
 def test_an_error_of_the_scheduler_reaches_all_callers_and_the_engine_goes_on(
-    new_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+    new_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, owner: type, method: str
 ) -> None:
     engine = new_engine()
     with monkeypatch.context() as patch:
-        patch.setattr(Scheduler, "_fill", lambda *_: 1 / 0)
-        for each in [engine.submit(request([5, 6], 3)) for _ in range(3)]:
-            with pytest.raises(ZeroDivisionError):
-                each.result(10)
-    assert list(engine.submit(request([5, 6], 3)).result(10).token_ids) == alone([5, 6], 3)
-
-
-def test_an_error_while_a_request_is_admitted_reaches_it(
-    new_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = new_engine()
-    with monkeypatch.context() as patch:
-        patch.setattr(Rows, "reserve", lambda *_: 1 / 0)
+        patch.setattr(owner, method, lambda *_: 1 / 0)
         for each in [engine.submit(request([5, 6], 3)) for _ in range(3)]:
             with pytest.raises(ZeroDivisionError):
                 each.result(10)
